@@ -1,0 +1,184 @@
+"""The public functions: `benchmark`, and `speedups` between its results."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_bn.bench import advice, devices, stats
+from keras_bn.bench.request import Progress, Request
+from keras_bn.bench.result import BenchmarkResult, Speedup
+
+NS_PER_MS = 1_000_000
+# Bytes 4 to 8 of every LiteRT flatbuffer (file_identifier in schema.fbs).
+TFLITE_IDENTIFIER = b"TFL3"
+
+StrPath = str | os.PathLike[str]
+
+
+def benchmark(
+    paths: StrPath | Iterable[StrPath],
+    *,
+    device: str = "host",
+    threads: int | Iterable[int] = (1,),
+    runs: int = 50,
+    warmup: int = 5,
+    xnnpack: bool = True,
+    affinity: Iterable[int] | None = None,
+    cooldown_s: float = 0.0,
+    seed: int = 0,
+    timeout_s: float = 300.0,
+    progress: Progress | None = None,
+) -> list[BenchmarkResult]:
+    """Measure the latency and memory of `.tflite` files.
+
+    Every model is measured with every thread count. The measurements are interleaved round by
+    round in a shuffled order, so that drift and disturbances hit all alike; compare the results
+    of one call with `speedups`. Inputs are random, with a batch of 1 where the batch is open.
+
+    Args:
+        paths: One file or several.
+        device: "host", this machine.
+        threads: Interpreter threads: one count or several.
+        runs: Timed invokes of each model and thread count.
+        warmup: Untimed invokes of each before the first round.
+        xnnpack: Whether the XNNPACK delegate may run what it can, as it does by default in an
+            application. False measures the built-in kernels.
+        affinity: CPU numbers to stay on (Linux); None for all.
+        cooldown_s: How long the run may wait, in all, for the machine to cool to within 2 °C of
+            its temperature before the run; 0 for not at all.
+        seed: Of the inputs and of the order within a round.
+        timeout_s: The run is stopped when nothing happened for so long: more than the slowest
+            single invoke takes.
+        progress: Called with (steps done, steps in all, what is being done).
+
+    Returns:
+        One result for each model and thread count, the models in the order of `paths`.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError, TypeError: an argument is out of range, or a file is not a `.tflite` file.
+        DeviceError: the run failed, crashed the interpreter, or was silent for `timeout_s`.
+
+    Example:
+        >>> results = benchmark(["float32.tflite", "int8.tflite"])  # doctest: +SKIP
+        >>> [f"{r.model}: {r.latency_ms.median:.2f} ms" for r in results]  # doctest: +SKIP
+        ['float32.tflite: 3.61 ms', 'int8.tflite: 1.22 ms']
+    """
+    measure = devices.resolve(device)
+    request = Request(
+        models=_models(paths),
+        threads=_counts("threads", [threads] if isinstance(threads, int) else threads, 1),
+        runs=_count("runs", runs, 1),
+        warmup=_count("warmup", warmup, 0),
+        xnnpack=xnnpack,
+        affinity=None if affinity is None else _counts("affinity", affinity, 0),
+        cooldown_s=_seconds("cooldown_s", cooldown_s, at_least=0.0),
+        seed=_count("seed", seed, 0),
+        timeout_s=_seconds("timeout_s", timeout_s, at_least=math.ulp(0.0)),
+        progress=progress,
+    )
+    document = measure(request)
+    files = {file["model"]: file for file in document["models"]}
+    return [
+        _result(measurement, files[measurement["model"]], device, document["environment"])
+        for measurement in document["measurements"]
+    ]
+
+
+def speedups(results: Sequence[BenchmarkResult]) -> list[Speedup]:
+    """How much faster each model is than the first one, for every device and thread count.
+
+    Args:
+        results: Of one `benchmark` call: its models are then compared round by round. Results
+            with different numbers of samples are compared as separate runs.
+
+    Example:
+        >>> for s in speedups(results):  # doctest: +SKIP
+        ...     print(f"{s.model}: {s.ratio:.2f}× [{s.ci95[0]:.2f}, {s.ci95[1]:.2f}]")
+        int8.tflite: 2.96× [2.91, 3.01]
+    """
+    baselines: dict[tuple[str, int], BenchmarkResult] = {}
+    found = []
+    for result in results:
+        where = (result.device, result.threads)
+        baseline = baselines.setdefault(where, result)
+        if baseline is result:
+            continue
+        slower, faster = baseline.latency_ms.samples, result.latency_ms.samples
+        ratio, low, high = stats.ratio_interval(slower, faster, paired=len(slower) == len(faster))
+        found.append(Speedup(result.model, baseline.model, *where, ratio, (low, high)))
+    return found
+
+
+def _result(
+    measured: Mapping[str, Any], file: Mapping[str, Any], device: str, environment: dict[str, Any]
+) -> BenchmarkResult:
+    latency = stats.summarize([ns / NS_PER_MS for ns in measured["samples_ns"]])
+    return BenchmarkResult(
+        model=measured["model"],
+        sha256=file["sha256"],
+        size_bytes=file["size_bytes"],
+        device=device,
+        threads=measured["threads"],
+        latency_ms=latency,
+        init_ms=measured["init_ns"] / NS_PER_MS,
+        first_invoke_ms=measured["first_invoke_ns"] / NS_PER_MS,
+        peak_rss_bytes=measured["peak_rss_bytes"],
+        environment=environment,
+        warnings=advice.warnings(
+            latency,
+            threads=measured["threads"],
+            preempted=measured["preempted"],
+            inputs=measured["inputs"],
+            environment=environment,
+        ),
+        runtime_rss_bytes=measured["runtime_rss_bytes"],
+        inputs=tuple(
+            f"{each['name']} {each['dtype']} {each['shape']}" for each in measured["inputs"]
+        ),
+        preempted=measured["preempted"],
+    )
+
+
+def _models(paths: StrPath | Iterable[StrPath]) -> tuple[str, ...]:
+    several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not several:
+        raise ValueError("paths names no file; pass the path of a .tflite file, or several.")
+    for path in several:
+        with Path(path).open("rb") as file:
+            identifier = file.read(8)[4:]
+        if identifier != TFLITE_IDENTIFIER:
+            raise ValueError(
+                f"{os.fspath(path)} is not a .tflite file: bytes 4 to 8 are {identifier!r}, "
+                f"expected {TFLITE_IDENTIFIER!r}. Keras models are converted first, with "
+                "keras_bn.convert(model, path) or `keras-bn convert`."
+            )
+    return tuple(os.fspath(path) for path in several)
+
+
+def _counts(name: str, values: Iterable[int], at_least: int) -> tuple[int, ...]:
+    counts = tuple(_count(name, value, at_least) for value in values)
+    if not counts or len(set(counts)) < len(counts):
+        raise ValueError(f"{name} must be one or several different numbers, received {counts}.")
+    return counts
+
+
+def _count(name: str, value: int, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be whole numbers, received {value!r}.")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, received {value}.")
+    return value
+
+
+def _seconds(name: str, value: float, *, at_least: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, received {value!r}.")
+    if not at_least <= value < math.inf:
+        sign = "positive" if at_least else "zero or positive"
+        raise ValueError(f"{name} must be {sign} and finite, received {value!r}.")
+    return float(value)
