@@ -1,0 +1,433 @@
+"""Batch normalization: `keras.layers.BatchNormalization` with the statistics of the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_bn.layers import fused
+from keras_bn.layers.moments import (
+    Moments,
+    Tensor,
+    align_mask,
+    moments,
+    own_replica,
+    unbiased_variance,
+)
+from keras_bn.layers.replicas import sum_over_replicas
+
+
+@keras.saving.register_keras_serializable(package="keras_bn")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Normalizes each channel over the batch, and remembers the population's statistics.
+
+    In training the batch is normalized by its own mean and variance,
+
+        y = γ·(x − μ_B)/√(σ²_B + ε) + β        μ_B = Σ x/m        σ²_B = Σ (x − μ_B)²/m
+
+    over the m elements of each channel, and the moving statistics step towards the population's:
+
+        moving_mean     ← momentum·moving_mean     + (1 − momentum)·μ_B
+        moving_variance ← momentum·moving_variance + (1 − momentum)·σ²_B·m/(m − 1)
+
+    In inference, or with `trainable=False`, the moving statistics take the place of the batch's.
+
+    A drop-in for Keras's layer: the same arguments, and while the new options are off the same
+    weights in the same order. What differs:
+
+    - the moving variance estimates the population's (`unbiased`), as PyTorch's does;
+    - `momentum=None` weighs every batch alike, and `debias` keeps the initial 0 and 1 out;
+    - `axis` may be several, so that each time step of a sequence keeps its own statistics;
+    - statistics are float32 at least, under every dtype policy;
+    - an empty or fully masked batch moves no statistic, and nothing becomes NaN;
+    - a training step is faster: one operation with its gradient written out (`fused`).
+
+    Args:
+        axis: The channel axis, or several. With `axis=(1, 2)` on (batch, time, features) every
+            time step has its own statistics, which is what batch normalization within a
+            recurrent network needs. The weights have the shape of these axes, in their order.
+        momentum: A number in [0, 1]: how much of the moving statistics stays at each batch.
+            None averages over all batches alike, which is the average in Algorithm 2 of the
+            paper. None adds the counter weight `num_batches_tracked`.
+        epsilon: Added to the variance, against division by zero. Positive.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        beta_initializer, gamma_initializer: Initializers of β and γ.
+        moving_mean_initializer, moving_variance_initializer: Initializers of the statistics.
+        beta_regularizer, gamma_regularizer: Regularizers of β and γ.
+        beta_constraint, gamma_constraint: Constraints on β and γ.
+        synchronized: Whether the replicas of a tf.distribute strategy normalize their joint
+            batch rather than each its own. TensorFlow only.
+        debias: Whether the n-th batch uses min(momentum, (n − 1)/n), so that the first ones
+            replace the initial statistics instead of mixing with them. Adds
+            `num_batches_tracked`.
+        unbiased: Whether the moving variance accumulates σ²_B·m/(m − 1); if not, σ²_B, as in
+            Keras. A batch with m = 1 then moves the mean alone. Training batches are normalized
+            by the biased σ²_B either way.
+        fused: None takes the one-operation path where it applies: TensorFlow, one channel axis,
+            no mask, not synchronized, no renorm, computation in float32 or less. False never
+            does; True raises where it does not apply.
+        **kwargs: `name`, `dtype`, `trainable`, and `renorm`, `renorm_clipping` and
+            `renorm_momentum` where the installed Keras has them.
+
+    Call arguments:
+        inputs: Tensor of rank 2 or more.
+        training: Whether to normalize by the batch's statistics.
+        mask: Boolean tensor, True where an element counts. Its shape is that of the inputs
+            without the channel axis, or the first dimensions of that: (batch, time) on
+            (batch, time, features), and on (batch, features, time) with `axis=1`. Masked
+            elements stay out of the statistics; they are normalized like the others.
+
+    Input shape:
+        Any, with the channel axes known. The batch axis cannot be a channel axis.
+
+    Output shape:
+        That of the inputs.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = BatchNormalization(momentum=0.0)
+    >>> batch = np.array([[1.0], [2.0], [3.0], [4.0]], "float32")
+    >>> np.round(layer(batch, training=True).numpy().ravel(), 2).tolist()
+    [-1.34, -0.45, 0.45, 1.34]
+    >>> layer.moving_mean.numpy().tolist(), layer.moving_variance.numpy().round(4).tolist()
+    ([2.5], [1.6667])
+
+    Reference:
+        Ioffe and Szegedy, 2015, Batch Normalization: Accelerating Deep Network Training by
+        Reducing Internal Covariate Shift, https://arxiv.org/abs/1502.03167
+    """
+
+    def __init__(
+        self,
+        axis: int | Sequence[int] = -1,
+        momentum: float | None = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        *,
+        synchronized: bool = False,
+        debias: bool = False,
+        unbiased: bool = True,
+        fused: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            epsilon=_validated_epsilon(epsilon),
+            center=center,
+            scale=scale,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            moving_mean_initializer=moving_mean_initializer,
+            moving_variance_initializer=moving_variance_initializer,
+            beta_regularizer=beta_regularizer,
+            gamma_regularizer=gamma_regularizer,
+            beta_constraint=beta_constraint,
+            gamma_constraint=gamma_constraint,
+            synchronized=synchronized,
+            **kwargs,
+        )
+        self.axis = _validated_axis(axis)
+        self.momentum = _validated_momentum(momentum)
+        self.debias = debias
+        self.unbiased = unbiased
+        self.fused = fused
+        self.num_batches_tracked = None
+        # Older Keras versions have no renorm at all.
+        self.renorm = getattr(self, "renorm", False)
+        self._channel_axes: tuple[int, ...] = ()
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        channels = _channels(self.axis, input_shape)
+        shape = tuple(channels.values())
+        self._channel_axes = tuple(channels)
+        self._reduction_axes = [axis for axis in range(len(input_shape)) if axis not in channels]
+        self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes=channels)
+
+        if self.scale:
+            self.gamma = self.add_weight(
+                shape=shape,
+                name="gamma",
+                initializer=self.gamma_initializer,
+                regularizer=self.gamma_regularizer,
+                constraint=self.gamma_constraint,
+                autocast=False,
+            )
+        if self.center:
+            self.beta = self.add_weight(
+                shape=shape,
+                name="beta",
+                initializer=self.beta_initializer,
+                regularizer=self.beta_regularizer,
+                constraint=self.beta_constraint,
+                autocast=False,
+            )
+        self.moving_mean = self._add_statistic("moving_mean", shape, self.moving_mean_initializer)
+        self.moving_variance = self._add_statistic(
+            "moving_variance", shape, self.moving_variance_initializer
+        )
+        if self.renorm:
+            self.moving_stddev = self._add_statistic("moving_stddev", shape, self._initial_stddev)
+            self.renorm_mean = self._add_statistic(
+                "renorm_mean", shape, keras.initializers.get(self.moving_mean_initializer)
+            )
+            self.renorm_stddev = self._add_statistic("renorm_stddev", shape, self._initial_stddev)
+        if self.momentum is None or self.debias:
+            self.num_batches_tracked = self.add_weight(
+                shape=(),
+                name="num_batches_tracked",
+                initializer="zeros",
+                dtype="int32",
+                trainable=False,
+                autocast=False,
+            )
+
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        if mask is not None:
+            mask = align_mask(mask, inputs, self._channel_axes)
+        if not (training and self.trainable):
+            inputs = _widened(inputs)
+            return self._normalized(
+                inputs,
+                ops.cast(self.moving_mean, inputs.dtype),
+                ops.cast(self.moving_variance, inputs.dtype),
+                *self._gamma_and_beta(inputs.dtype),
+            )
+        obstacle = self._obstacle_to_fusing(inputs, mask)
+        if obstacle is None and self.fused is not False:
+            return self._train_fused(inputs)
+        if self.fused:
+            raise ValueError(
+                f"BatchNormalization {self.name!r} has fused=True, but the fused path does not "
+                f"cover {obstacle}. Try fused=None, which takes it only where it applies."
+            )
+        return self._train_plain(_widened(inputs), mask)
+
+    def _train_fused(self, inputs: Tensor) -> Tensor:
+        gamma, beta = self._gamma_and_beta("float32")
+        axis = self._channel_axes[0]
+        outputs, batch = fused.normalize(inputs, gamma, beta, axis, self.epsilon)
+        self._track(batch)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _train_plain(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        over_replicas = sum_over_replicas if self.synchronized else own_replica
+        batch = moments(inputs, self._reduction_axes, mask, over_replicas)
+        gamma, beta = self._gamma_and_beta(inputs.dtype)
+        if self.renorm:
+            r, d, *_ = self._renorm_correction_and_moments(batch.mean, batch.variance)
+            gamma, beta = self._compose_transforms(r, d, gamma, beta, inputs.dtype)
+            self._track_renorm(batch)
+        else:
+            self._track(batch)
+        return self._normalized(inputs, batch.mean, batch.variance, gamma, beta)
+
+    def _obstacle_to_fusing(self, inputs: Tensor, mask: Tensor | None) -> str | None:
+        """What keeps this call from the fused path, in words; None when nothing does."""
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if not fused.available(dtype):
+            return f"{dtype} inputs on the {keras.backend.backend()} backend"
+        if len(self._channel_axes) > 1:
+            return f"several channel axes (axis={self.axis})"
+        if mask is not None:
+            return "a mask"
+        if self.synchronized:
+            return "synchronized=True"
+        if self.renorm:
+            return "renorm=True"
+        return None
+
+    def _normalized(
+        self,
+        inputs: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+    ) -> Tensor:
+        if len(self._channel_axes) == 1:
+            outputs = ops.batch_normalization(
+                inputs,
+                mean,
+                variance,
+                axis=self.axis,
+                offset=beta,
+                scale=gamma,
+                epsilon=self.epsilon,
+            )
+        else:
+            shape = [
+                inputs.shape[axis] if axis in self._channel_axes else 1
+                for axis in range(len(inputs.shape))
+            ]
+            slope = ops.rsqrt(variance + self.epsilon)
+            slope = slope if gamma is None else slope * gamma
+            offset = -mean * slope if beta is None else beta - mean * slope
+            outputs = inputs * ops.reshape(slope, shape) + ops.reshape(offset, shape)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _gamma_and_beta(self, dtype: str) -> tuple[Tensor | None, Tensor | None]:
+        gamma = ops.cast(self.gamma, dtype) if self.scale else None
+        beta = ops.cast(self.beta, dtype) if self.center else None
+        return gamma, beta
+
+    def _add_statistic(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
+        # A float16 average stops moving once its steps are below a thousandth of it, and
+        # cannot hold a variance above 65504.
+        dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        return self.add_weight(
+            shape=shape,
+            name=name,
+            initializer=initializer,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+        )
+
+    def _initial_stddev(self, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+        return ops.sqrt(self.moving_variance_initializer(shape, dtype=dtype))
+
+    def _track(self, batch: Moments) -> None:
+        """Move the statistics towards those of `batch`."""
+        momentum = self._momentum_now()
+        variance = unbiased_variance(batch) if self.unbiased else batch.variance
+        _move(self.moving_mean, batch.mean, momentum, batch.count > 0)
+        _move(self.moving_variance, variance, momentum, batch.count > self._too_few)
+        self._count_batch(batch)
+
+    def _track_renorm(self, batch: Moments) -> None:
+        """Move the statistics of batch renormalization, which follow the standard deviation."""
+        momentum = self._momentum_now()
+        variance = unbiased_variance(batch) if self.unbiased else batch.variance
+        any_mean, any_variance = batch.count > 0, batch.count > self._too_few
+        # The running statistics that correct training batches are compared with σ_B itself.
+        stddev = ops.sqrt(batch.variance + self.epsilon)
+        _move(self.renorm_mean, batch.mean, self.renorm_momentum, any_mean)
+        _move(self.renorm_stddev, stddev, self.renorm_momentum, any_mean)
+
+        _move(self.moving_mean, batch.mean, momentum, any_mean)
+        _move(self.moving_stddev, ops.sqrt(variance + self.epsilon), momentum, any_variance)
+        moving_variance = ops.relu(ops.square(self.moving_stddev) - self.epsilon)
+        _move(self.moving_variance, moving_variance, 0.0, any_variance)
+        self._count_batch(batch)
+
+    @property
+    def _too_few(self) -> int:
+        """Elements from which no variance can be had: one has none about its own mean."""
+        return 1 if self.unbiased else 0
+
+    def _momentum_now(self) -> Any:
+        """The share of the moving statistics that the coming batch leaves."""
+        if self.num_batches_tracked is None:
+            return self.momentum
+        earlier = ops.cast(self.num_batches_tracked, self.moving_mean.dtype)
+        all_alike = earlier / (earlier + 1)
+        return all_alike if self.momentum is None else ops.minimum(all_alike, self.momentum)
+
+    def _count_batch(self, batch: Moments) -> None:
+        if self.num_batches_tracked is None:
+            return
+        # Until one batch had a variance, the moving variance is its initial value, which must
+        # not be averaged into the first.
+        too_few = ops.where(self.num_batches_tracked > 0, 0, self._too_few)
+        counts = ops.any(batch.count > ops.cast(too_few, batch.count.dtype))
+        self.num_batches_tracked.assign_add(ops.cast(counts, "int32"))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "debias": self.debias,
+            "unbiased": self.unbiased,
+            "fused": self.fused,
+        }
+
+
+def _widened(inputs: Tensor) -> Tensor:
+    """`inputs` in float32 at least.
+
+    Squares of half-precision values overflow, and long sums of them drop their small terms.
+    """
+    return ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+
+
+def _move(statistic: Any, value: Tensor, momentum: Any, where: Tensor) -> None:
+    """statistic ← momentum·statistic + (1 − momentum)·value, in the channels where `where`."""
+    momentum = ops.where(where, ops.cast(momentum, statistic.dtype), 1)
+    value = ops.cast(value, statistic.dtype)
+    statistic.assign(statistic * momentum + value * (1 - momentum))
+
+
+def _validated_axis(axis: Any) -> int | list[int]:
+    several = list(axis) if isinstance(axis, (list, tuple)) else [axis]
+    if not several or not all(isinstance(one, int) for one in several):
+        raise TypeError(f"`axis` must be an integer or several. Received: axis={axis!r}")
+    if 0 in several:
+        raise ValueError(
+            "`axis` must not be the batch axis, 0: the statistics are taken over it. "
+            f"Received: axis={axis!r}"
+        )
+    return several[0] if len(several) == 1 else several
+
+
+def _validated_momentum(momentum: float | None) -> float | None:
+    if momentum is None:
+        return None
+    if not 0 <= momentum <= 1:
+        raise ValueError(
+            "`momentum` must be in [0, 1], or None to average over all batches alike. "
+            f"Received: momentum={momentum!r}"
+        )
+    return float(momentum)
+
+
+def _validated_epsilon(epsilon: float) -> float:
+    if not epsilon > 0:
+        raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon!r}")
+    return float(epsilon)
+
+
+def _channels(axis: int | list[int], input_shape: Sequence[int | None]) -> dict[int, int]:
+    """The channel axes of inputs of `input_shape`, counted from the front, and their sizes."""
+    rank = len(input_shape)
+    several = axis if isinstance(axis, list) else [axis]
+    for one in several:
+        if not -rank <= one < rank:
+            raise ValueError(
+                f"Axis {one} is out of bounds for inputs of shape {tuple(input_shape)}. "
+                f"Received: axis={axis}"
+            )
+    counted = sorted(one % rank for one in several)
+    if counted[0] == 0:
+        raise ValueError(
+            f"`axis` must not be the batch axis, which {-rank} is for inputs of shape "
+            f"{tuple(input_shape)}. Received: axis={axis}"
+        )
+    if len(set(counted)) < len(counted):
+        raise ValueError(
+            f"`axis` must not name an axis twice. Received: axis={axis} for inputs of shape "
+            f"{tuple(input_shape)}"
+        )
+    channels: dict[int, int] = {}
+    for one in counted:
+        size = input_shape[one]
+        if size is None:
+            raise ValueError(
+                f"The size of channel axis {one} must be known when the layer is built, since "
+                f"its weights have it. Received: input_shape={tuple(input_shape)}, axis={axis}"
+            )
+        channels[one] = size
+    return channels

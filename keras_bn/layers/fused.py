@@ -1,0 +1,214 @@
+"""Batch normalization of a training batch as one differentiable operation, on TensorFlow.
+
+Left to automatic differentiation, a batch normalization reads and writes the batch a dozen
+times a step. Two implementations here do it in fewer:
+
+- `_kernel`, TensorFlow's FusedBatchNormV3: one pass each way where oneDNN or cuDNN is behind it;
+- `_closed_form`, the derivative written out: what XLA fuses best, and the faster one for small
+  batches and on CPUs without oneDNN.
+
+`normalize` chooses. The benchmark behind its constants is tools/benchmarks/batch_norm_step.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_bn.layers.moments import Moments
+
+Tensor = Any
+
+# Elements in a batch below which the kernel's fixed cost (oneDNN sets up a primitive for each
+# shape and each way, 0.2 ms) outweighs what it saves. The two cross between 65 000 elements,
+# where the kernel takes twice as long as stock Keras, and 131 000, where they are even.
+KERNEL_PAYS_FROM = 2**17
+
+# Samples assumed in a batch of unknown size: what `fit` takes by default.
+ASSUMED_BATCH = 32
+
+
+def available(dtype: str) -> bool:
+    """Whether this backend has a fused path for inputs of `dtype`."""
+    return keras.backend.backend() == "tensorflow" and dtype in ("float32", "float16", "bfloat16")
+
+
+def normalize(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, axis: int, epsilon: float
+) -> tuple[Tensor, Moments]:
+    """Normalize `x` by its own moments: y = γ·(x − mean)/√(variance + ε) + β.
+
+    Args:
+        x: float32, float16 or bfloat16 tensor.
+        gamma, beta: float32 vectors, or None for 1 and 0.
+        axis: The channel axis, counted from the front.
+        epsilon: Added to the variance.
+
+    Returns:
+        y in the dtype of `x`, and the float32 moments of `x`, which carry no gradient.
+    """
+    import tensorflow as tf
+
+    channels = x.shape[axis]
+    gamma = tf.ones([channels]) if gamma is None else gamma
+    beta = tf.zeros([channels]) if beta is None else beta
+
+    elements = math.prod(ASSUMED_BATCH if size is None else size for size in x.shape)
+    if elements >= KERNEL_PAYS_FROM and not _under_xla() and _kernel_is_native():
+        y, moments = _kernel(x, gamma, beta, axis, epsilon)
+    else:
+        y, moments = _closed_form(x, gamma, beta, axis, epsilon, elements)
+    return y, Moments(*(tf.stop_gradient(moment) for moment in moments))
+
+
+def _kernel(
+    x: Tensor, gamma: Tensor, beta: Tensor, axis: int, epsilon: float
+) -> tuple[Tensor, Moments]:
+    """FusedBatchNormV3 on `x` seen as one image, which is as fast as any other split of it."""
+    import tensorflow as tf
+
+    channels = x.shape[axis]
+    if axis == len(x.shape) - 1:
+        data_format, image_shape = "NHWC", [1, 1, -1, channels]
+    else:
+        data_format, image_shape = "NCHW", [*_outer_shape(x, axis), channels, -1, 1]
+    image = x if len(x.shape) == 4 and data_format == "NHWC" else tf.reshape(x, image_shape)
+    y, mean, sample_variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=image,
+        scale=gamma,
+        offset=beta,
+        mean=[],
+        variance=[],
+        epsilon=epsilon,
+        exponential_avg_factor=1.0,
+        data_format=data_format,
+        is_training=True,
+    )
+    if image is not x:
+        y = tf.reshape(y, tf.shape(x))
+        y.set_shape(x.shape)
+    # The kernel divides by m − 1 (by 1 when m is 1) and calls the moments of an empty batch NaN.
+    count = _count(x, channels)
+    mean = tf.math.multiply_no_nan(mean, tf.minimum(count, 1.0))
+    biased = tf.maximum(count - 1.0, 0.0) / tf.maximum(count, 1.0)
+    return y, Moments(mean, tf.math.multiply_no_nan(sample_variance, biased), count)
+
+
+def _closed_form(
+    x: Tensor, gamma: Tensor, beta: Tensor, axis: int, epsilon: float, elements: int
+) -> tuple[Tensor, Moments]:
+    """The mathematics, with its derivative written out.
+
+    x̂ = (x − mean)·r        r = 1/√(variance + ε)
+    dβ = Σ dy               dγ = Σ dy·x̂
+    dx = γ·r·(dy − dβ/m − x̂·dγ/m)
+    """
+    import tensorflow as tf
+
+    channels = x.shape[axis]
+    total: Callable[[Tensor], Tensor]
+    if axis == len(x.shape) - 1:
+        flat_shape = [-1, channels]
+        # Eigen adds up the columns of a large matrix faster as a product with ones. XLA does
+        # not, and on a GPU the product would be rounded to TensorFloat-32.
+        by_product = elements >= KERNEL_PAYS_FROM and not _under_xla() and not _has_gpu()
+        total = _column_sums_by_product if by_product else _column_sums
+    else:
+        flat_shape = [*_outer_shape(x, axis), channels, -1]
+        gamma, beta = gamma[:, None], beta[:, None]
+        total = _plane_sums
+    flat = tf.cast(tf.reshape(x, flat_shape), tf.float32)
+    count = _count(x, channels)
+    divisor = tf.maximum(count, 1.0)
+
+    mean = total(flat) / divisor
+    centre = tf.stop_gradient(mean)  # as in moments.moments
+    variance = total(tf.math.squared_difference(flat, centre)) / divisor - (mean - centre) ** 2
+
+    # The gradient for x below is the whole of it, the part that goes through the moments
+    # included, so they get none. They are arguments all the same: differentiating that
+    # gradient again has to see how they depend on x.
+    @tf.custom_gradient
+    def normalized(x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+        r = tf.math.rsqrt(variance + epsilon)
+        slope = gamma * r
+        y = x * slope + (beta - mean * slope)
+
+        def gradient(dy: Tensor) -> tuple[Any, ...]:
+            d_beta = total(dy)
+            d_gamma = total(dy * (x - mean)) * r
+            tilt = slope * r * d_gamma / divisor
+            dx = slope * dy - tilt * x + (tilt * mean - slope * d_beta / divisor)
+            return dx, None, None, d_gamma, d_beta
+
+        return y, gradient
+
+    y = normalized(flat, mean, variance, gamma, beta)
+    y = tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
+    y.set_shape(x.shape)
+    return y, Moments(tf.reshape(mean, [channels]), tf.reshape(variance, [channels]), count)
+
+
+def _column_sums(matrix: Tensor) -> Tensor:
+    import tensorflow as tf
+
+    return tf.reduce_sum(matrix, 0)
+
+
+def _column_sums_by_product(matrix: Tensor) -> Tensor:
+    import tensorflow as tf
+
+    ones = tf.ones([tf.shape(matrix)[0], 1], matrix.dtype)
+    return tf.squeeze(tf.matmul(matrix, ones, transpose_a=True), -1)
+
+
+def _plane_sums(planes: Tensor) -> Tensor:
+    """(outer, channels, inner) -> (channels, 1)"""
+    import tensorflow as tf
+
+    return tf.reduce_sum(planes, (0, 2), keepdims=True)[0]
+
+
+def _outer_shape(x: Tensor, axis: int) -> list[Any]:
+    """The dimensions before `axis`, as one."""
+    import tensorflow as tf
+
+    return [x.shape[0] or tf.shape(x)[0]] if axis == 1 else [tf.reduce_prod(tf.shape(x)[:axis])]
+
+
+def _count(x: Tensor, channels: int) -> Tensor:
+    """Elements in each channel, as float32."""
+    import tensorflow as tf
+
+    elements = x.shape.num_elements()
+    if elements is not None:
+        return tf.constant(elements // channels, tf.float32)
+    return tf.cast(tf.size(x) // channels, tf.float32)
+
+
+def _under_xla() -> bool:
+    """Whether what is being traced will be compiled by XLA.
+
+    There the kernel is lowered to E[x²] − E[x]², whose variance is off by 1 % where the mean is
+    100 standard deviations from zero and by 100 % at 1000.
+    """
+    from tensorflow.python.framework import ops
+    from tensorflow.python.ops import control_flow_util
+
+    return control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph())
+
+
+def _kernel_is_native() -> bool:
+    """Whether cuDNN or oneDNN runs the kernel. Eigen's own is no faster than stock Keras."""
+    from tensorflow.python.util import _pywrap_util_port
+
+    return _has_gpu() or _pywrap_util_port.IsMklEnabled()
+
+
+def _has_gpu() -> bool:
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
