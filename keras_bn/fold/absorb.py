@@ -1,0 +1,312 @@
+"""Where affines end: linear layers that take one in, before or after themselves.
+
+The algebra comes first, as pure functions of float64 arrays. Below it, `RULES` says which layer
+uses which, and under what condition. "Backward" means that the affine follows the layer and
+moves back into it; "forward", that it precedes the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_bn.fold.affine import Affine, Refused, Shape
+from keras_bn.fold.sources import is_batch_norm, read_batch_norm
+from keras_bn.graph.view import Node
+
+Arrays = dict[str, np.ndarray]
+
+
+# --- algebra: s is the affine's scale, t its shift, both vectors over channels -----------------
+
+
+def dense_backward(kernel, bias, s, t):
+    """s·(Wx + b) + t = (sW)x + (s·b + t); output channels are the kernel's last axis."""
+    return kernel * s, bias * s + t
+
+
+def dense_forward(kernel, bias, s, t, groups=1):
+    """W(s·x + t) + b = (Ws)x + (b + Σ W·t) over taps and input channels.
+
+    The kernel is (taps…, input channels of one group, output channels). Output channel j
+    belongs to group j // (outputs / groups) and sees that group's inputs only.
+    """
+    inputs, outputs = kernel.shape[-2:]
+
+    def seen(vector):  # (input channels,) -> (inputs of one group, outputs)
+        return np.repeat(vector.reshape(groups, inputs).T, outputs // groups, axis=1)
+
+    taps = tuple(range(kernel.ndim - 1))
+    return kernel * seen(s), bias + np.sum(kernel * seen(t), axis=taps)
+
+
+def depthwise_backward(kernel, bias, s, t):
+    """Output channel c·multiplier + m comes from kernel[…, c, m]."""
+    return kernel * s.reshape(kernel.shape[-2:]), bias * s + t
+
+
+def depthwise_forward(kernel, bias, s, t):
+    """Every output of input channel c sees that channel alone."""
+    taps = tuple(range(kernel.ndim - 2))
+    constant = np.sum(kernel, axis=taps) * t[:, None]
+    return kernel * s[:, None], bias + constant.reshape(-1)
+
+
+def separable_forward(depthwise_kernel, pointwise_kernel, bias, s, t):
+    """The depthwise half takes the scale; the shift passes both halves into the bias."""
+    outputs = depthwise_kernel.shape[-2] * depthwise_kernel.shape[-1]
+    depthwise_kernel, constant = depthwise_forward(depthwise_kernel, np.zeros(outputs), s, t)
+    return depthwise_kernel, bias + constant @ pointwise_kernel.reshape(outputs, -1)
+
+
+def transpose_backward(kernel, bias, s, t):
+    """A transposed convolution's kernel is (taps…, output channels, input channels)."""
+    return kernel * s[:, None], bias * s + t
+
+
+def transpose_forward(kernel, bias, s, t):
+    """Scales only, unless there is one tap: elsewhere a shift would vary with the position."""
+    return kernel * s, bias + kernel.reshape(bias.size, -1) @ t
+
+
+def batch_norm_backward(gamma, beta, s, t):
+    """s·(γx̂ + β) + t = (sγ)x̂ + (s·β + t); the statistics stay."""
+    return gamma * s, beta * s + t
+
+
+def batch_norm_forward(gamma, beta, mean, variance, epsilon, s, t):
+    """γ(s·x + t − μ)/σ + β = (γs)(x − μ)/σ + (β + γ(s·μ + t − μ)/σ); the statistics stay."""
+    deviation = np.sqrt(variance + epsilon)
+    return gamma * s, beta + gamma * (mean * s + t - mean) / deviation
+
+
+# --- conditions and the table ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Absorb:
+    """One family of layers and how it takes an affine in.
+
+    Attributes:
+        layers: The exact classes; a subclass may compute something else.
+        read: layer → its weights as float64 arrays by name, a missing bias as zeros.
+        backward, forward: (layer, weights, affine, shape of the layer's input) → new weights.
+            They raise `Refused` where the algebra does not hold.
+        gains: Constructor arguments of a layer that now needs every array of `read`.
+    """
+
+    layers: tuple[type, ...]
+    read: Callable[[Any], Arrays]
+    backward: Callable[[Any, Arrays, Affine, Shape], Arrays]
+    forward: Callable[[Any, Arrays, Affine, Shape], Arrays]
+    gains: dict[str, Any]
+
+
+def rule_for(layer: Any) -> Absorb | None:
+    """The rule that covers `layer`, or None."""
+    if is_batch_norm(layer):
+        return BATCH_NORM
+    return next((rule for rule in RULES if type(layer) in rule.layers), None)
+
+
+def check_node(node: Node) -> None:
+    """Refuse a call whose layer does not compute with plain weights."""
+    layer = node.operation
+    if getattr(layer, "quantization_mode", None):
+        raise Refused(f"'{node.path}' holds weights quantized to {layer.quantization_mode}")
+    if getattr(layer, "lora_enabled", False):
+        raise Refused(f"'{node.path}' has LoRA enabled, whose update is kept apart")
+    if node.side_inputs:
+        raise Refused(f"'{node.path}' is called with further tensors")
+    if is_batch_norm(layer) and node.training:
+        raise Refused(f"'{node.path}' is called with training=True")
+
+
+def _array(variable: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+
+
+def _reader(*kernels: str, outputs: Callable[[Arrays], int]) -> Callable[[Any], Arrays]:
+    """Reads the kernels and the bias, which is zero where the layer has none."""
+
+    def read(layer: Any) -> Arrays:
+        weights = {name: _array(getattr(layer, name)) for name in kernels}
+        weights["bias"] = np.zeros(outputs(weights)) if layer.bias is None else _array(layer.bias)
+        return weights
+
+    return read
+
+
+def _channel_axis(layer: Any) -> int:
+    """The channel axis among the axes behind the batch axis."""
+    return 0 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def _require_linear(layer: Any) -> None:
+    if layer.activation is not keras.activations.linear:
+        name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+        raise Refused(f"the activation {name} inside '{layer.name}' stands between them")
+
+
+def _pads(layer: Any, shape: Shape) -> bool:
+    """Whether the convolution's own padding adds zeros to an input of shape `shape`."""
+    if layer.padding == "valid":
+        return False
+    spatial = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
+    for size, kernel, stride, dilation in zip(
+        spatial, layer.kernel_size, _tuple(layer.strides), _tuple(layer.dilation_rate), strict=True
+    ):
+        extent = (kernel - 1) * dilation + 1
+        if size is None or layer.padding == "causal":
+            padded = extent > 1
+        else:  # output positions × stride must reach beyond the input
+            padded = (-(-size // stride) - 1) * stride + extent > size
+        if padded:
+            return True
+    return False
+
+
+def _tuple(value: Any) -> Sequence[int]:
+    return (value,) if isinstance(value, int) else value
+
+
+def _require_no_shift_into_padding(layer: Any, t: np.ndarray, shape: Shape) -> None:
+    if np.any(t != 0) and _pads(layer, shape):
+        raise Refused(
+            f"'{layer.name}' pads its input with zeros ({layer.padding}), which the shift would "
+            "have to reach as well"
+        )
+
+
+def _dense_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    _require_linear(layer)
+    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
+    return dict(zip(("kernel", "bias"), dense_backward(*weights.values(), s, t), strict=True))
+
+
+def _dense_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    groups = getattr(layer, "groups", 1)
+    s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-2] * groups)
+    if hasattr(layer, "padding"):
+        _require_no_shift_into_padding(layer, t, shape)
+    kernel, bias = dense_forward(*weights.values(), s, t, groups)
+    return {"kernel": kernel, "bias": bias}
+
+
+def _depthwise_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    _require_linear(layer)
+    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
+    kernel, bias = depthwise_backward(*weights.values(), s, t)
+    return {"kernel": kernel, "bias": bias}
+
+
+def _depthwise_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-2])
+    _require_no_shift_into_padding(layer, t, shape)
+    kernel, bias = depthwise_forward(*weights.values(), s, t)
+    return {"kernel": kernel, "bias": bias}
+
+
+def _separable_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    _require_linear(layer)
+    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
+    pointwise, bias = dense_backward(weights["pointwise_kernel"], weights["bias"], s, t)
+    return {**weights, "pointwise_kernel": pointwise, "bias": bias}
+
+
+def _separable_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    s, t = affine.channels(_channel_axis(layer), weights["depthwise_kernel"].shape[-2])
+    _require_no_shift_into_padding(layer, t, shape)
+    depthwise, bias = separable_forward(*weights.values(), s, t)
+    return {**weights, "depthwise_kernel": depthwise, "bias": bias}
+
+
+def _transpose_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    _require_linear(layer)
+    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
+    kernel, bias = transpose_backward(*weights.values(), s, t)
+    return {"kernel": kernel, "bias": bias}
+
+
+def _transpose_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-1])
+    one_tap = set(_tuple(layer.kernel_size)) | set(_tuple(layer.strides)) == {1}
+    if np.any(t != 0) and not one_tap:
+        raise Refused(
+            f"'{layer.name}' spreads its input over overlapping or separate positions, so that "
+            "the shift would come out different at each"
+        )
+    kernel, bias = transpose_forward(*weights.values(), s, t if one_tap else np.zeros_like(t))
+    return {"kernel": kernel, "bias": bias}
+
+
+def _batch_norm_channels(layer: Any, weights: Arrays, affine: Affine) -> Any:
+    if not isinstance(layer.axis, int):
+        raise Refused(f"'{layer.name}' normalises over several axes at once")
+    axis = layer.axis if layer.axis < 0 else layer.axis - 1
+    return affine.channels(axis, weights["gamma"].size)
+
+
+def _batch_norm_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    s, t = _batch_norm_channels(layer, weights, affine)
+    gamma, beta = batch_norm_backward(weights["gamma"], weights["beta"], s, t)
+    return {**weights, "gamma": gamma, "beta": beta}
+
+
+def _batch_norm_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+    s, t = _batch_norm_channels(layer, weights, affine)
+    gamma, beta = batch_norm_forward(*weights.values(), layer.epsilon, s, t)
+    return {**weights, "gamma": gamma, "beta": beta}
+
+
+_OUTPUTS_LAST = _reader("kernel", outputs=lambda weights: weights["kernel"].shape[-1])
+
+RULES = (
+    # BN(Dense(x)) -> Dense(x), Dense(BN(x)) -> Dense(x); convolutions alike, padding permitting
+    Absorb(
+        (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D),
+        _OUTPUTS_LAST,
+        _dense_backward,
+        _dense_forward,
+        {"use_bias": True},
+    ),
+    Absorb(
+        (layers.DepthwiseConv1D, layers.DepthwiseConv2D),
+        _reader("kernel", outputs=lambda weights: int(np.prod(weights["kernel"].shape[-2:]))),
+        _depthwise_backward,
+        _depthwise_forward,
+        {"use_bias": True},
+    ),
+    Absorb(
+        (layers.SeparableConv1D, layers.SeparableConv2D),
+        _reader(
+            "depthwise_kernel",
+            "pointwise_kernel",
+            outputs=lambda weights: weights["pointwise_kernel"].shape[-1],
+        ),
+        _separable_backward,
+        _separable_forward,
+        {"use_bias": True},
+    ),
+    Absorb(
+        (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
+        _reader("kernel", outputs=lambda weights: weights["kernel"].shape[-2]),
+        _transpose_backward,
+        _transpose_forward,
+        {"use_bias": True},
+    ),
+)
+
+# BN(BN(x)) -> BN(x)
+BATCH_NORM = Absorb(
+    (),  # found by `is_batch_norm`: Keras's class and ours
+    read_batch_norm,
+    _batch_norm_backward,
+    _batch_norm_forward,
+    {"center": True, "scale": True},
+)

@@ -1,0 +1,82 @@
+"""The value that folding moves around: a per-channel scale and shift, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Shape = Sequence[int | None]
+
+
+class Refused(Exception):  # noqa: N818 - not an error: a rule declines, and says why
+    """An affine cannot go where it was sent; the message is the reason, for the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x ↦ scale·x + shift on one tensor.
+
+    Both arrays have the tensor's rank without its batch axis. Along each axis their length is
+    1, where nothing varies, or the tensor's. A batch normalization over the channels of images
+    is (1, 1, C); seen through Flatten, it is (H·W·C,).
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = np.broadcast_shapes(self.scale.shape, self.shift.shape)
+        for name in ("scale", "shift"):
+            value = np.broadcast_to(np.asarray(getattr(self, name), np.float64), shape)
+            object.__setattr__(self, name, value)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.scale.shape
+
+    def map(self, change) -> Affine:  # type: ignore[no-untyped-def]
+        """The affine whose arrays are `change` of this one's."""
+        return Affine(change(self.scale), change(self.shift))
+
+    def equals(self, other: Affine) -> bool:
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.shift, other.shift)
+
+    def full(self, shape: Shape) -> Affine:
+        """The same affine, spelled out over every element of `shape`."""
+        if None in shape:
+            raise Refused(f"the shape {tuple(shape)} is not known in full")
+        return self.map(lambda array: np.broadcast_to(array, shape))
+
+    def compact(self) -> Affine:
+        """The same affine with every axis along which nothing varies reduced to length 1."""
+        result = self
+        for axis in range(len(self.shape)):
+            first = result.map(lambda array, axis=axis: np.take(array, [0], axis))
+            if np.array_equal(np.broadcast_to(first.scale, result.shape), result.scale) and (
+                np.array_equal(np.broadcast_to(first.shift, result.shape), result.shift)
+            ):
+                result = first
+        return result
+
+    def constant_along(self, axes: Sequence[int]) -> bool:
+        return all(self.shape[axis] == 1 for axis in axes)
+
+    def channels(self, axis: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift as vectors over `axis`, which has `size` channels.
+
+        Raises:
+            Refused: the affine varies along another axis too.
+        """
+        axis %= len(self.shape)
+        others = [i for i, length in enumerate(self.shape) if length != 1 and i != axis]
+        if others:
+            raise Refused(
+                f"its scale and shift vary along axis {others[0] + 1}, not only along the "
+                f"channel axis {axis + 1}"
+            )
+        return (
+            np.broadcast_to(self.scale.reshape(-1), (size,)),
+            np.broadcast_to(self.shift.reshape(-1), (size,)),
+        )

@@ -1,0 +1,239 @@
+"""A read-only view of a model: every call of every operation, nested models opened up.
+
+Keras keeps a graph per Functional model and a model inside a model is one node of it. Folding
+does not care about that boundary, so the view has none: the nodes of a nested model stand where
+it is called, once for each call. Each node remembers its `Site`, the place in the nested
+structure that it came from, which is what `rebuild` acts on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import keras
+from keras import tree
+from keras.src.models.functional import Functional
+
+from keras_bn.errors import UnsupportedModelError
+
+Tensor = int
+"""Number of a tensor in one view."""
+
+
+class Site(NamedTuple):
+    """A call inside one Functional model: `owner` is the model's id, `index` counts its calls."""
+
+    owner: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call of one operation.
+
+    Attributes:
+        site: Where the call stands in the nested structure. The calls inside a nested model
+            that is itself called twice appear twice, with the same site.
+        operation: The Keras layer or operation.
+        path: Its name, preceded by the names of the models around it: "backbone/conv1".
+        inputs: The tensors of its first argument.
+        side_inputs: The tensors of all other arguments, such as masks and attention keys.
+        outputs: The tensors it returns.
+        training: The `training` argument it runs with: its own, or that of the nearest model
+            around it that was called with one; None where nobody passed any.
+    """
+
+    site: Site
+    operation: keras.Operation
+    path: str
+    inputs: tuple[Tensor, ...]
+    side_inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    training: bool | None
+
+
+@dataclass(frozen=True)
+class View:
+    """The calls of a model in the order they run.
+
+    Attributes:
+        nodes: In topological order.
+        inputs, outputs: The model's own tensors, flattened.
+        input_names: The names of the model's inputs.
+        shapes: Shape of each tensor, batch axis first, None where it is not known.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    outputs: tuple[Tensor, ...]
+    shapes: Mapping[Tensor, tuple[int | None, ...]]
+
+    @cached_property
+    def producers(self) -> dict[Tensor, Node]:
+        return {tensor: node for node in self.nodes for tensor in node.outputs}
+
+    @cached_property
+    def consumers(self) -> dict[Tensor, list[Node]]:
+        """The nodes that read each tensor; a node that reads it twice stands there twice."""
+        readers: dict[Tensor, list[Node]] = {tensor: [] for tensor in self.shapes}
+        for node in self.nodes:
+            for tensor in (*node.inputs, *node.side_inputs):
+                readers[tensor].append(node)
+        return readers
+
+    @cached_property
+    def calls(self) -> dict[int, list[Node]]:
+        """All calls of each operation, by the operation's id."""
+        calls: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            calls.setdefault(id(node.operation), []).append(node)
+        return calls
+
+    def without(self, sites: frozenset[Site]) -> View:
+        """The view in which the calls at `sites` hand their input on unchanged."""
+        alias: dict[Tensor, Tensor] = {}
+
+        def resolved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(alias.get(tensor, tensor) for tensor in tensors)
+
+        nodes = []
+        for node in self.nodes:
+            if node.site in sites:
+                alias[node.outputs[0]] = resolved(node.inputs)[0]
+                continue
+            if not alias.keys().isdisjoint((*node.inputs, *node.side_inputs)):
+                inputs, side_inputs = resolved(node.inputs), resolved(node.side_inputs)
+                node = replace(node, inputs=inputs, side_inputs=side_inputs)
+            nodes.append(node)
+        return replace(self, nodes=tuple(nodes), outputs=resolved(self.outputs))
+
+
+def view(model: keras.Model) -> View:
+    """Read `model`, a built Functional or Sequential model.
+
+    Raises:
+        UnsupportedModelError: the model has no graph to read: it was never built, or it is
+            subclassed and decides in Python what it computes.
+    """
+    functional = functional_graph(model)
+    if functional is None:
+        raise UnsupportedModelError(_why_there_is_no_graph(model))
+    shapes: dict[Tensor, tuple[int | None, ...]] = {}
+    inputs = tuple(_number(tensor, shapes) for tensor in functional.inputs)
+    nodes: list[Node] = []
+    outputs = _read(functional, inputs, "", None, nodes, shapes)
+    names = tuple(tensor.name for tensor in functional.inputs)
+    return View(tuple(nodes), inputs, names, outputs, shapes)
+
+
+def functional_graph(operation: keras.Operation) -> Any | None:
+    """The Functional graph that calling `operation` runs, or None where there is none.
+
+    A class that overrides `call` decides for itself what it computes, whatever it inherits.
+    """
+    if type(operation).call is keras.Sequential.call:
+        return operation._functional
+    if isinstance(operation, Functional) and type(operation).call is Functional.call:
+        return operation
+    return None
+
+
+def calls(functional: Any) -> Iterator[Any]:
+    """Keras's nodes of a Functional model in the order they run, its inputs left out."""
+    for depth in sorted(functional._nodes_by_depth, reverse=True):
+        for node in functional._nodes_by_depth[depth]:
+            if not node.is_input:
+                yield node
+
+
+def structure(functional: Any) -> tuple[Any, Any]:
+    """The nested structures of the model's symbolic inputs and outputs."""
+    return functional._inputs_struct, functional._outputs_struct
+
+
+def _number(tensor: Any, shapes: dict[Tensor, tuple[int | None, ...]]) -> Tensor:
+    shapes[len(shapes)] = tuple(tensor.shape)
+    return len(shapes) - 1
+
+
+def _read(
+    functional: Any,
+    inputs: tuple[Tensor, ...],
+    prefix: str,
+    training: bool | None,
+    nodes: list[Node],
+    shapes: dict[Tensor, tuple[int | None, ...]],
+) -> tuple[Tensor, ...]:
+    """Append the calls of `functional` to `nodes` and return the numbers of its outputs."""
+    numbers = {id(tensor): number for tensor, number in zip(functional.inputs, inputs, strict=True)}
+    for index, call in enumerate(calls(functional)):
+        operation = call.operation
+        path = prefix + operation.name
+        first, rest = _arguments(call)
+        data = tuple(numbers[id(tensor)] for tensor in first)
+        side = tuple(numbers[id(tensor)] for tensor in rest)
+        own = _training_argument(call)
+        effective = training if own is None else own
+        inner = functional_graph(operation)
+        if inner is not None and not side and _fits(inner, call, data, shapes):
+            outputs = _read(inner, data, path + "/", effective, nodes, shapes)
+        else:
+            outputs = tuple(_number(tensor, shapes) for tensor in call.outputs)
+            site = Site(id(functional), index)
+            nodes.append(Node(site, operation, path, data, side, outputs, effective))
+        numbers.update(zip(map(id, call.outputs), outputs, strict=True))
+    return tuple(numbers[id(tensor)] for tensor in functional.outputs)
+
+
+def _arguments(call: Any) -> tuple[list[Any], list[Any]]:
+    """The symbolic tensors of a call's first argument, and those of all others."""
+    args, kwargs = call.arguments.args, dict(call.arguments.kwargs)
+    if args:
+        first, others = args[0], args[1:]
+    else:
+        first, others = kwargs.pop(next(iter(kwargs))), ()
+    return _symbolic(first), _symbolic((others, kwargs))
+
+
+def _symbolic(arguments: Any) -> list[Any]:
+    return [leaf for leaf in tree.flatten(arguments) if isinstance(leaf, keras.KerasTensor)]
+
+
+def _training_argument(call: Any) -> bool | None:
+    training = call.arguments.kwargs.get("training")
+    return None if training is None else bool(training)
+
+
+def _fits(inner: Any, call: Any, inputs: tuple[Tensor, ...], shapes: Any) -> bool:
+    """Whether the call hands each input on as it is: same structure, no rank adjusted."""
+    arguments = (*call.arguments.args, *call.arguments.kwargs.values())
+    given, expected = arguments[0], inner._inputs_struct
+    if isinstance(expected, (list, tuple)) and len(expected) == 1 and not tree.is_nested(given):
+        given = [given]
+    try:
+        tree.assert_same_structure(tree.lists_to_tuples(given), tree.lists_to_tuples(expected))
+    except (TypeError, ValueError):
+        return False
+    return all(
+        len(shapes[number]) == len(tensor.shape)
+        for number, tensor in zip(inputs, inner.inputs, strict=True)
+    )
+
+
+def _why_there_is_no_graph(model: Any) -> str:
+    if not isinstance(model, keras.Model):
+        return f"expected a keras.Model, received {type(model).__module__}.{type(model).__name__}"
+    if type(model).call is keras.Sequential.call:
+        return (
+            f"the Sequential model '{model.name}' has no input shape yet; add a keras.Input as "
+            "its first layer, or call it once on data"
+        )
+    return (
+        f"'{model.name}' is a subclassed model ({type(model).__name__} overrides call), whose "
+        "graph only its Python code knows; build it with the Functional API: "
+        "keras.Model(inputs, outputs)"
+    )
