@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -16,6 +17,12 @@ class OutputComparison:
         cosine: Cosine similarity of the flattened outputs, in [−1, 1].
         top1_agreement: Share of samples whose arg-max over the last axis is the same, in
             [0, 1]; None where the output has fewer than two classes.
+        peak: Largest absolute value of the reference, in the output's units.
+        equal_infinities: How many elements are the same infinity in both outputs; they are left
+            out of the figures above.
+
+    A NaN in either output, or an infinity in one of them only, makes `max_abs_error` infinite,
+    `snr_db` minus infinity and `cosine` 0.
     """
 
     name: str
@@ -23,6 +30,15 @@ class OutputComparison:
     snr_db: float
     cosine: float
     top1_agreement: float | None
+    peak: float = 1.0
+    equal_infinities: int = 0
+
+    @property
+    def relative_error(self) -> float:
+        """`max_abs_error` as a share of `peak`; infinite where the reference is all zeros."""
+        if self.max_abs_error == 0:
+            return 0.0
+        return self.max_abs_error / self.peak if self.peak else math.inf
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,10 @@ class Comparison:
     @property
     def max_abs_error(self) -> float:
         return max(output.max_abs_error for output in self.outputs)
+
+    @property
+    def relative_error(self) -> float:
+        return max(output.relative_error for output in self.outputs)
 
     @property
     def snr_db(self) -> float:

@@ -22,7 +22,8 @@ class Conversion:
         quantize: "none", "float16", "dynamic", "int8" or "int16x8".
         ops: How often each LiteRT operation occurs, by name.
         float_ops: Those operations of an "int8" or "int16x8" file that compute in float.
-        comparison: The file against the Keras model that was passed in.
+        comparison: The file against the Keras model that was passed in; None where the file
+            needs the flex delegate, without which it cannot be run here.
         fold: What folding did before the conversion; None where it was not asked for.
     """
 
@@ -31,5 +32,5 @@ class Conversion:
     quantize: str
     ops: Counter[str]
     float_ops: Counter[str]
-    comparison: Comparison
+    comparison: Comparison | None
     fold: FoldResult | None
