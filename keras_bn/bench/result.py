@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -90,7 +91,7 @@ class Speedup:
 
 def to_json(value: BenchmarkResult | Speedup) -> dict[str, Any]:
     """`value` in JSON's own types."""
-    return {key: _plain(item) for key, item in asdict(value).items()}
+    return json.loads(json.dumps(asdict(value), allow_nan=False))
 
 
 def from_json(value: Mapping[str, Any]) -> BenchmarkResult:
@@ -109,11 +110,3 @@ def from_json(value: Mapping[str, Any]) -> BenchmarkResult:
     latency |= {name: tuple(latency[name]) for name in ("samples", "ci95")}
     sequences = {name: tuple(value.get(name, ())) for name in ("warnings", "inputs")}
     return BenchmarkResult(**{**value, **sequences, "latency_ms": Latency(**latency)})
-
-
-def _plain(item: Any) -> Any:
-    if isinstance(item, dict):
-        return {key: _plain(inner) for key, inner in item.items()}
-    if isinstance(item, list | tuple):
-        return [_plain(inner) for inner in item]
-    return item

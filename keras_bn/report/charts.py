@@ -1,0 +1,350 @@
+"""Charts as geometry: figures of the document in, places on the page out.
+
+The template draws them, so that names are escaped there like any other text, and colours come
+from the style sheet, which knows whether the page is dark or light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+from keras_bn.report import axes, quantities
+from keras_bn.report.axes import Axis
+
+# Colours in report.css; more models than that share them, and each is labelled anyway.
+COLOURS = 6
+# Units of the SVG's view box. At this width the labels keep a readable size on a phone.
+WIDTH, HEIGHT = 420, 280
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 42
+LABEL_HEIGHT = 15
+# Roughly the width of a letter at the labels' size: decides only on which side a label goes.
+LETTER_WIDTH = 6.5
+# A span this many times its smallest value squeezes small values flat on a linear axis.
+LOGARITHMIC_FROM = 5.0
+# Successive multiples of the golden ratio spread evenly without a pattern.
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class StripRow:
+    """One measurement: every sample as a dot, the median and its interval over them.
+
+    Places are in per cent of the chart's width; `dots` is an SVG path in a 1000 × 100 box.
+    """
+
+    name: str
+    threads: int
+    colour: int
+    dots: str
+    median: float
+    low: float
+    high: float
+    p5: float
+    p95: float
+    median_text: str
+    interval_text: str
+
+
+@dataclass(frozen=True)
+class Strips:
+    device: str
+    unit: str
+    logarithmic: bool
+    ticks: list[Tick]
+    rows: list[StripRow]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in a plane, with its interval along x and where its label stands."""
+
+    name: str
+    colour: int
+    x: float
+    y: float
+    x_low: float
+    x_high: float
+    label_x: float
+    label_y: float
+    anchor: str
+    reads: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A model over several thread counts: one (x, y, y of the interval's ends) each."""
+
+    name: str
+    colour: int
+    points: list[tuple[float, float, float, float]]
+    label_y: float
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A chart with two axes in view-box units; `reference` is a horizontal line with its name."""
+
+    title: str
+    x_title: str
+    y_title: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    points: list[Point]
+    lines: list[Line]
+    reference: Tick | None
+    omitted: list[str]
+
+
+def colours(document: dict[str, Any]) -> dict[str, int]:
+    """Every model's colour, the same in all charts."""
+    names = [record["name"] for record in (*document["conversions"], *document["benchmarks"])]
+    return {name: index % COLOURS for index, name in enumerate(dict.fromkeys(names))}
+
+
+def strips(document: dict[str, Any]) -> list[Strips]:
+    """Latency distributions, a chart for each device."""
+    colour = colours(document)
+    return [_strips(device, rows, colour) for device, rows in _by_device(document)]
+
+
+def _strips(device: str, benchmarks: list[dict[str, Any]], colour: dict[str, int]) -> Strips:
+    latencies = [benchmark["latency_ms"] for benchmark in benchmarks]
+    unit = quantities.TimeUnit(latency["median"] for latency in latencies)
+    axis = axes.spanning(
+        (sample for latency in latencies for sample in latency["samples"]),
+        logarithmic_from=LOGARITHMIC_FROM,
+    )
+
+    def at(value_ms: float) -> float:
+        # The ends of an interval and quantiles lie among the samples; a damaged file's may not.
+        return round(100 * min(1.0, max(0.0, axis(max(value_ms, axis.low)))), 2)
+
+    rows = [
+        StripRow(
+            name=benchmark["name"],
+            threads=benchmark["threads"],
+            colour=colour[benchmark["name"]],
+            dots=_dots(latency["samples"], axis),
+            median=at(latency["median"]),
+            low=at(latency["ci95"][0]),
+            high=at(latency["ci95"][1]),
+            p5=at(latency["p5"]),
+            p95=at(latency["p95"]),
+            median_text=f"{unit(latency['median'])} {unit.name}",
+            interval_text=f"[{unit(latency['ci95'][0])}, {unit(latency['ci95'][1])}]",
+        )
+        for benchmark, latency in zip(benchmarks, latencies, strict=True)
+    ]
+    in_unit = Axis(axis.low * unit.per_ms, axis.high * unit.per_ms, axis.logarithmic)
+    ticks = in_unit.ticks(5)
+    return Strips(
+        device=device,
+        unit=unit.name,
+        logarithmic=axis.logarithmic,
+        ticks=[
+            Tick(round(100 * in_unit(tick), 2), label)
+            for tick, label in zip(ticks, axes.labels(ticks), strict=True)
+        ],
+        rows=rows,
+    )
+
+
+def _dots(samples: Sequence[float], axis: Axis) -> str:
+    """A path of dots, each a line of almost no length with round ends."""
+    return "".join(
+        f"M{1000 * axis(sample):.1f} {12 + 76 * (index * GOLDEN % 1):.0f}h.01"
+        for index, sample in enumerate(samples)
+    )
+
+
+def quality_planes(document: dict[str, Any]) -> list[Plane]:
+    """Accuracy, or SNR where accuracies are not known, against size and against latency."""
+    conversions = document["conversions"]
+    if all(each["accuracy"] is not None for each in conversions):
+        quality = {each["name"]: 100 * each["accuracy"] for each in conversions}
+        y_title = "accuracy, %"
+        model = document["model"]
+        known = model is not None and model["accuracy"] is not None
+        reference = 100 * model["accuracy"] if known else None
+    else:
+        y_title, reference = "signal to error, dB", None
+        quality = {
+            each["name"]: each["comparison"]["snr_db"]
+            for each in conversions
+            if each["comparison"] is not None
+        }
+    sizes: dict[str, tuple[float, ...]] = {
+        each["name"]: (each["size_bytes"],) * 3 for each in conversions
+    }
+    latencies = {
+        each["name"]: (each["latency_ms"]["median"], *each["latency_ms"]["ci95"])
+        for each in fewest_threads(document)
+    }
+    size_unit, per_byte = _size_unit(value for value, _, _ in sizes.values())
+    time_unit = quantities.TimeUnit(value for value, _, _ in latencies.values())
+    colour = colours(document)
+    subject = y_title.partition(",")[0]
+    return [
+        _plane(f"{subject} against size".capitalize(), f"size, {size_unit}", y_title,
+               _scaled(sizes, per_byte), quality, reference, colour),
+        _plane(f"{subject} against latency".capitalize(), f"median latency, {time_unit.name}",
+               y_title, _scaled(latencies, time_unit.per_ms), quality, reference, colour),
+    ]  # fmt: skip
+
+
+def fewest_threads(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measurements on the first device at its smallest thread count."""
+    benchmarks = document["benchmarks"]
+    if not benchmarks:
+        return []
+    device = benchmarks[0]["device"]
+    threads = min(each["threads"] for each in benchmarks if each["device"] == device)
+    return [each for each in benchmarks if (each["device"], each["threads"]) == (device, threads)]
+
+
+def thread_planes(document: dict[str, Any]) -> list[Plane]:
+    """Median latency over thread counts, for each device that was measured at several."""
+    planes = []
+    for device, benchmarks in _by_device(document):
+        counts = sorted({each["threads"] for each in benchmarks})
+        if len(counts) > 1:
+            planes.append(_thread_plane(device, counts, benchmarks, colours(document)))
+    return planes
+
+
+def _thread_plane(
+    device: str, counts: list[int], benchmarks: list[dict[str, Any]], colour: dict[str, int]
+) -> Plane:
+    latencies = [each["latency_ms"] for each in benchmarks]
+    unit = quantities.TimeUnit(latency["median"] for latency in latencies)
+    y_axis = axes.spanning(
+        (value * unit.per_ms for each in latencies for value in (each["median"], *each["ci95"])),
+        from_zero=True,
+    )
+    y_ticks = y_axis.ticks(4)
+    x_of = {threads: _x((index + 0.5) / len(counts)) for index, threads in enumerate(counts)}
+    lines = []
+    ordered = sorted(benchmarks, key=lambda each: (each["name"], each["threads"]))
+    for name, group in groupby(ordered, key=lambda each: each["name"]):
+        points = []
+        for each in group:
+            latency = each["latency_ms"]
+            values = (latency["median"], *latency["ci95"])
+            ys = [_y(y_axis(value * unit.per_ms)) for value in values]
+            points.append((x_of[each["threads"]], ys[0], ys[1], ys[2]))
+        lines.append(Line(name, colour[name], points, points[-1][1]))
+    spread = _apart([line.label_y for line in lines])
+    return Plane(
+        title=f"Latency over threads, {device}",
+        x_title="threads",
+        y_title=f"median latency, {unit.name}",
+        x_ticks=[Tick(x, str(threads)) for threads, x in x_of.items()],
+        y_ticks=_ticks(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
+        points=[],
+        lines=[
+            Line(line.name, line.colour, line.points, y)
+            for line, y in zip(lines, spread, strict=True)
+        ],
+        reference=None,
+        omitted=[],
+    )
+
+
+def _plane(
+    title: str,
+    x_title: str,
+    y_title: str,
+    x_values: dict[str, tuple[float, ...]],
+    y_values: dict[str, float | str],
+    reference: float | None,
+    colour: dict[str, int],
+) -> Plane:
+    """A point for each model that both values of are known and finite."""
+    both = [name for name in y_values if name in x_values]
+    drawn = {name: float(y_values[name]) for name in both if not isinstance(y_values[name], str)}
+    omitted = [name for name in both if name not in drawn]
+    if not drawn:
+        return Plane(title, x_title, y_title, [], [], [], [], None, omitted)
+    x_axis = axes.spanning(
+        (value for name in drawn for value in x_values[name]), logarithmic_from=LOGARITHMIC_FROM
+    )
+    y_axis = axes.spanning([*drawn.values(), *([] if reference is None else [reference])])
+    places = {
+        name: ([_x(x_axis(value)) for value in x_values[name]], _y(y_axis(y)))
+        for name, y in drawn.items()
+    }
+    label_ys = _apart([y for _, y in places.values()])
+    points = []
+    for (name, ((x, x_low, x_high), y)), label_y in zip(places.items(), label_ys, strict=True):
+        fits = max(x, x_high) + 10 + LETTER_WIDTH * len(name) < WIDTH
+        points.append(
+            Point(
+                name=name,
+                colour=colour[name],
+                x=x,
+                y=y,
+                x_low=x_low,
+                x_high=x_high,
+                label_x=x_high + 9 if fits else x_low - 9,
+                label_y=label_y,
+                anchor="start" if fits else "end",
+                reads=f"{name}: {x_title} {x_values[name][0]:.4g}, {y_title} {drawn[name]:.4g}",
+            )
+        )
+    x_ticks, y_ticks = x_axis.ticks(5), y_axis.ticks(4)
+    return Plane(
+        title=title,
+        x_title=x_title,
+        y_title=y_title,
+        x_ticks=_ticks(x_ticks, [_x(x_axis(tick)) for tick in x_ticks]),
+        y_ticks=_ticks(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
+        points=points,
+        lines=[],
+        reference=None if reference is None else Tick(_y(y_axis(reference)), "Keras model"),
+        omitted=omitted,
+    )
+
+
+def _by_device(document: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    benchmarks = document["benchmarks"]
+    devices = dict.fromkeys(each["device"] for each in benchmarks)
+    return [(device, [b for b in benchmarks if b["device"] == device]) for device in devices]
+
+
+def _ticks(values: Sequence[float], places: Sequence[float]) -> list[Tick]:
+    return [Tick(at, label) for at, label in zip(places, axes.labels(values), strict=True)]
+
+
+def _x(fraction: float) -> float:
+    return round(LEFT + fraction * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _y(fraction: float) -> float:
+    return round(HEIGHT - BOTTOM - fraction * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _apart(ys: Sequence[float]) -> list[float]:
+    """The heights `ys` of labels, moved down where they would overlap, in their own order."""
+    moved = list(ys)
+    order = sorted(range(len(ys)), key=lambda index: ys[index])
+    for above, below in pairwise(order):
+        moved[below] = max(moved[below], moved[above] + LABEL_HEIGHT)
+    return moved
+
+
+def _scaled(values: dict[str, tuple[float, ...]], factor: float) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(value * factor for value in several) for name, several in values.items()}
+
+
+def _size_unit(sizes_bytes: Iterable[float]) -> tuple[str, float]:
+    largest = max(sizes_bytes, default=1.0)
+    return ("MB", 1e-6) if largest >= 1e6 else ("kB", 1e-3) if largest >= 1e3 else ("B", 1.0)
