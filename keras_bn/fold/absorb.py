@@ -19,18 +19,21 @@ from keras_bn.fold.affine import Affine, Refused, Shape
 from keras_bn.fold.sources import is_batch_norm, read_batch_norm
 from keras_bn.graph.view import Node
 
+Array = np.ndarray
 Arrays = dict[str, np.ndarray]
 
 
 # --- algebra: s is the affine's scale, t its shift, both vectors over channels -----------------
 
 
-def dense_backward(kernel, bias, s, t):
+def dense_backward(kernel: Array, bias: Array, s: Array, t: Array) -> tuple[Array, Array]:
     """s·(Wx + b) + t = (sW)x + (s·b + t); output channels are the kernel's last axis."""
     return kernel * s, bias * s + t
 
 
-def dense_forward(kernel, bias, s, t, groups=1):
+def dense_forward(
+    kernel: Array, bias: Array, s: Array, t: Array, groups: int = 1
+) -> tuple[Array, Array]:
     """W(s·x + t) + b = (Ws)x + (b + Σ W·t) over taps and input channels.
 
     The kernel is (taps…, input channels of one group, output channels). Output channel j
@@ -38,48 +41,53 @@ def dense_forward(kernel, bias, s, t, groups=1):
     """
     inputs, outputs = kernel.shape[-2:]
 
-    def seen(vector):  # (input channels,) -> (inputs of one group, outputs)
+    def seen(vector: Array) -> Array:  # (input channels,) -> (inputs of one group, outputs)
         return np.repeat(vector.reshape(groups, inputs).T, outputs // groups, axis=1)
 
     taps = tuple(range(kernel.ndim - 1))
     return kernel * seen(s), bias + np.sum(kernel * seen(t), axis=taps)
 
 
-def depthwise_backward(kernel, bias, s, t):
+def depthwise_backward(kernel: Array, bias: Array, s: Array, t: Array) -> tuple[Array, Array]:
     """Output channel c·multiplier + m comes from kernel[…, c, m]."""
     return kernel * s.reshape(kernel.shape[-2:]), bias * s + t
 
 
-def depthwise_forward(kernel, bias, s, t):
+def depthwise_forward(kernel: Array, bias: Array, s: Array, t: Array) -> tuple[Array, Array]:
     """Every output of input channel c sees that channel alone."""
     taps = tuple(range(kernel.ndim - 2))
     constant = np.sum(kernel, axis=taps) * t[:, None]
     return kernel * s[:, None], bias + constant.reshape(-1)
 
 
-def separable_forward(depthwise_kernel, pointwise_kernel, bias, s, t):
+def separable_forward(
+    depthwise_kernel: Array, pointwise_kernel: Array, bias: Array, s: Array, t: Array
+) -> tuple[Array, Array]:
     """The depthwise half takes the scale; the shift passes both halves into the bias."""
     outputs = depthwise_kernel.shape[-2] * depthwise_kernel.shape[-1]
     depthwise_kernel, constant = depthwise_forward(depthwise_kernel, np.zeros(outputs), s, t)
     return depthwise_kernel, bias + constant @ pointwise_kernel.reshape(outputs, -1)
 
 
-def transpose_backward(kernel, bias, s, t):
+def transpose_backward(kernel: Array, bias: Array, s: Array, t: Array) -> tuple[Array, Array]:
     """A transposed convolution's kernel is (taps…, output channels, input channels)."""
     return kernel * s[:, None], bias * s + t
 
 
-def transpose_forward(kernel, bias, s, t):
-    """Scales only, unless there is one tap: elsewhere a shift would vary with the position."""
-    return kernel * s, bias + kernel.reshape(bias.size, -1) @ t
+def transpose_forward(kernel: Array, bias: Array, s: Array, t: Array) -> tuple[Array, Array]:
+    """For a single tap, or t = 0: with more taps a shift would vary with the position."""
+    taps = tuple(range(kernel.ndim - 2))
+    return kernel * s, bias + np.sum(kernel, axis=taps) @ t
 
 
-def batch_norm_backward(gamma, beta, s, t):
+def batch_norm_backward(gamma: Array, beta: Array, s: Array, t: Array) -> tuple[Array, Array]:
     """s·(γx̂ + β) + t = (sγ)x̂ + (s·β + t); the statistics stay."""
     return gamma * s, beta * s + t
 
 
-def batch_norm_forward(gamma, beta, mean, variance, epsilon, s, t):
+def batch_norm_forward(
+    gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float, s: Array, t: Array
+) -> tuple[Array, Array]:
     """γ(s·x + t − μ)/σ + β = (γs)(x − μ)/σ + (β + γ(s·μ + t − μ)/σ); the statistics stay."""
     deviation = np.sqrt(variance + epsilon)
     return gamma * s, beta + gamma * (mean * s + t - mean) / deviation
@@ -186,7 +194,8 @@ def _require_no_shift_into_padding(layer: Any, t: np.ndarray, shape: Shape) -> N
 def _dense_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
     _require_linear(layer)
     s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
-    return dict(zip(("kernel", "bias"), dense_backward(*weights.values(), s, t), strict=True))
+    kernel, bias = dense_backward(weights["kernel"], weights["bias"], s, t)
+    return {"kernel": kernel, "bias": bias}
 
 
 def _dense_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
@@ -194,21 +203,21 @@ def _dense_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) ->
     s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-2] * groups)
     if hasattr(layer, "padding"):
         _require_no_shift_into_padding(layer, t, shape)
-    kernel, bias = dense_forward(*weights.values(), s, t, groups)
+    kernel, bias = dense_forward(weights["kernel"], weights["bias"], s, t, groups)
     return {"kernel": kernel, "bias": bias}
 
 
 def _depthwise_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
     _require_linear(layer)
     s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
-    kernel, bias = depthwise_backward(*weights.values(), s, t)
+    kernel, bias = depthwise_backward(weights["kernel"], weights["bias"], s, t)
     return {"kernel": kernel, "bias": bias}
 
 
 def _depthwise_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
     s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-2])
     _require_no_shift_into_padding(layer, t, shape)
-    kernel, bias = depthwise_forward(*weights.values(), s, t)
+    kernel, bias = depthwise_forward(weights["kernel"], weights["bias"], s, t)
     return {"kernel": kernel, "bias": bias}
 
 
@@ -222,14 +231,16 @@ def _separable_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shap
 def _separable_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
     s, t = affine.channels(_channel_axis(layer), weights["depthwise_kernel"].shape[-2])
     _require_no_shift_into_padding(layer, t, shape)
-    depthwise, bias = separable_forward(*weights.values(), s, t)
+    depthwise, bias = separable_forward(
+        weights["depthwise_kernel"], weights["pointwise_kernel"], weights["bias"], s, t
+    )
     return {**weights, "depthwise_kernel": depthwise, "bias": bias}
 
 
 def _transpose_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
     _require_linear(layer)
     s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
-    kernel, bias = transpose_backward(*weights.values(), s, t)
+    kernel, bias = transpose_backward(weights["kernel"], weights["bias"], s, t)
     return {"kernel": kernel, "bias": bias}
 
 
@@ -241,7 +252,7 @@ def _transpose_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape
             f"'{layer.name}' spreads its input over overlapping or separate positions, so that "
             "the shift would come out different at each"
         )
-    kernel, bias = transpose_forward(*weights.values(), s, t if one_tap else np.zeros_like(t))
+    kernel, bias = transpose_forward(weights["kernel"], weights["bias"], s, t)
     return {"kernel": kernel, "bias": bias}
 
 
@@ -260,7 +271,15 @@ def _batch_norm_backward(layer: Any, weights: Arrays, affine: Affine, shape: Sha
 
 def _batch_norm_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
     s, t = _batch_norm_channels(layer, weights, affine)
-    gamma, beta = batch_norm_forward(*weights.values(), layer.epsilon, s, t)
+    gamma, beta = batch_norm_forward(
+        weights["gamma"],
+        weights["beta"],
+        weights["moving_mean"],
+        weights["moving_variance"],
+        layer.epsilon,
+        s,
+        t,
+    )
     return {**weights, "gamma": gamma, "beta": beta}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,14 @@ Shape = Sequence[int | None]
 
 class Refused(Exception):  # noqa: N818 - not an error: a rule declines, and says why
     """An affine cannot go where it was sent; the message is the reason, for the user."""
+
+
+def known(shape: Shape) -> tuple[int, ...]:
+    """`shape` with every length known; refused where one is not."""
+    lengths = tuple(length for length in shape if length is not None)
+    if len(lengths) < len(shape):
+        raise Refused(f"the shape {tuple(shape)} is not known in full")
+    return lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +44,7 @@ class Affine:
     def shape(self) -> tuple[int, ...]:
         return self.scale.shape
 
-    def map(self, change) -> Affine:  # type: ignore[no-untyped-def]
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Affine:
         """The affine whose arrays are `change` of this one's."""
         return Affine(change(self.scale), change(self.shift))
 
@@ -45,15 +53,18 @@ class Affine:
 
     def full(self, shape: Shape) -> Affine:
         """The same affine, spelled out over every element of `shape`."""
-        if None in shape:
-            raise Refused(f"the shape {tuple(shape)} is not known in full")
-        return self.map(lambda array: np.broadcast_to(array, shape))
+        lengths = known(shape)
+        return self.map(lambda array: np.broadcast_to(array, lengths))
+
+    def part(self, axis: int, start: int, stop: int) -> Affine:
+        """The affine on the elements `start` to `stop` along `axis`."""
+        return self.map(lambda array: array.take(range(start, stop), axis))
 
     def compact(self) -> Affine:
         """The same affine with every axis along which nothing varies reduced to length 1."""
         result = self
         for axis in range(len(self.shape)):
-            first = result.map(lambda array, axis=axis: np.take(array, [0], axis))
+            first = result.part(axis, 0, 1)
             if np.array_equal(np.broadcast_to(first.scale, result.shape), result.scale) and (
                 np.array_equal(np.broadcast_to(first.shift, result.shape), result.shift)
             ):

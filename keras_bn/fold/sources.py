@@ -19,7 +19,9 @@ def is_batch_norm(layer: Any) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) and type(layer).call in _CALLS
 
 
-def batch_norm_affine(gamma, beta, mean, variance, epsilon):  # type: ignore[no-untyped-def]
+def batch_norm_affine(
+    gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
     """BN(x) = γ·(x − μ)/√(σ² + ε) + β as (scale, shift), float64 arrays in and out."""
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - mean * scale
@@ -62,7 +64,13 @@ def affine_of(layer: Any, weights: dict[str, np.ndarray], rank: int) -> Affine:
 
     `weights` is what `read_batch_norm` gives, or what absorbing made of it.
     """
-    scale, shift = batch_norm_affine(*weights.values(), layer.epsilon)
+    scale, shift = batch_norm_affine(
+        weights["gamma"],
+        weights["beta"],
+        weights["moving_mean"],
+        weights["moving_variance"],
+        layer.epsilon,
+    )
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     axes = sorted(axis % rank for axis in axes)
     lengths = iter(scale.shape if scale.ndim == len(axes) else [scale.size])

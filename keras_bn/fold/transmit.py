@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_bn.fold.affine import Affine, Refused, Shape
+from keras_bn.fold.affine import Affine, Refused, Shape, known
 from keras_bn.graph.view import Node
 
 
@@ -100,9 +100,8 @@ def _reshaped(affine: Affine, before: Shape, after: Shape) -> Affine:
     channels_kept = bool(before and after) and before[-1] == after[-1] is not None
     if channels_kept and affine.constant_along(range(len(before) - 1)):
         return affine.map(lambda array: array.reshape((1,) * (len(after) - 1) + (-1,)))
-    if None in after:
-        raise Refused(f"the shape {tuple(after)} is not known in full")
-    return affine.full(before).map(lambda array: array.reshape(after)).compact()
+    lengths = known(after)
+    return affine.full(before).map(lambda array: array.reshape(lengths)).compact()
 
 
 def _reshape_backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequence[Affine]:
@@ -204,10 +203,8 @@ def _concatenation_axis(layer: Any, rank: int) -> int:
 
 
 def _offsets(shapes: Shapes, axis: int) -> list[int]:
-    lengths = [shape[axis] for shape in shapes.inputs]
-    if None in lengths:
-        raise Refused("the lengths of what is concatenated are not known")
-    return [0, *np.cumsum([length for length in lengths if length is not None]).tolist()]
+    lengths = known([shape[axis] for shape in shapes.inputs])
+    return [0, *itertools.accumulate(lengths)]
 
 
 def _concatenate_backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequence[Affine]:
@@ -215,10 +212,7 @@ def _concatenate_backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequenc
     if affine.shape[axis] == 1:
         return (affine,) * len(shapes.inputs)
     offsets = _offsets(shapes, axis)
-    return [
-        affine.map(lambda array, a=a, b=b: array.take(range(a, b), axis)).compact()
-        for a, b in itertools.pairwise(offsets)
-    ]
+    return [affine.part(axis, start, stop).compact() for start, stop in itertools.pairwise(offsets)]
 
 
 def _concatenate_forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Affine:

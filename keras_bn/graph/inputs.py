@@ -9,7 +9,7 @@ import numpy as np
 from keras import tree
 
 from keras_bn.errors import UnsupportedModelError
-from keras_bn.graph.view import View, view
+from keras_bn.graph.view import View, functional_graph, structure, view
 
 # Unknown axes are tried at these lengths, shortest first: many image models shrink their input
 # thirty-two times, and InceptionV3 needs 75 pixels.
@@ -32,15 +32,16 @@ def random_inputs(model: keras.Model, samples: int = 2, *, seed: int = 0) -> Any
     """
     rng = np.random.default_rng(seed)
     graph = view(model)
+    specs, _ = structure(functional_graph(model))
     vocabulary = _vocabulary(model)
     indices = _read_by_embeddings(graph)
     for length in _LENGTHS:
         arrays = [
             _random(rng, spec, samples, length, vocabulary, number in indices)
-            for spec, number in zip(model.inputs, graph.inputs, strict=True)
+            for spec, number in zip(tree.flatten(specs), graph.inputs, strict=True)
         ]
-        unknown = any(None in spec.shape[1:] for spec in model.inputs)
-        structured = tree.pack_sequence_as(model.input, arrays)
+        unknown = any(None in spec.shape[1:] for spec in tree.flatten(specs))
+        structured = tree.pack_sequence_as(specs, arrays)
         if not unknown or _accepts(model, structured):
             return structured
     raise UnsupportedModelError(
@@ -87,7 +88,7 @@ def _accepts(model: keras.Model, inputs: Any) -> bool:
         symbolic = tree.map_structure(
             lambda array: keras.KerasTensor(array.shape, str(array.dtype)), inputs
         )
-        keras.backend.compute_output_spec(model, symbolic)
+        model.compute_output_spec(symbolic)
     except Exception:
         return False
     return True

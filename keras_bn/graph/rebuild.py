@@ -77,12 +77,12 @@ class _Rebuilder:
         )
 
     def sequential(self, model: Any) -> Any:
-        functional = functional_graph(model)
+        functional: Any = functional_graph(model)
         (tensor,) = functional.inputs
         layers = [
             self.operation(call.operation)
-            for index, call in enumerate(calls(functional))
-            if Site(id(functional), index) not in self.changes.removed
+            for position, call in enumerate(calls(functional))
+            if Site(id(functional), position) not in self.changes.removed
         ]
         # A Sequential model with no layer left would not be callable.
         layers = layers or [keras.layers.Identity()]
@@ -95,9 +95,9 @@ class _Rebuilder:
 
     def run(self, functional: Any, tensors: dict[int, Any]) -> None:
         """Call the new operations in order; `tensors` maps old tensors' ids to new ones."""
-        for index, call in enumerate(calls(functional)):
+        for position, call in enumerate(calls(functional)):
             args, kwargs = call.arguments.fill_in(tensors)
-            if Site(id(functional), index) in self.changes.removed:
+            if Site(id(functional), position) in self.changes.removed:
                 outputs = [tree.flatten((args, kwargs))[0]]
             else:
                 outputs = tree.flatten(self.operation(call.operation)(*args, **kwargs))

@@ -24,10 +24,10 @@ Tensor = int
 
 
 class Site(NamedTuple):
-    """A call inside one Functional model: `owner` is the model's id, `index` counts its calls."""
+    """A call inside one Functional model: `owner` is the model's id, `position` counts its calls."""
 
     owner: int
-    index: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _read(
 ) -> tuple[Tensor, ...]:
     """Append the calls of `functional` to `nodes` and return the numbers of its outputs."""
     numbers = {id(tensor): number for tensor, number in zip(functional.inputs, inputs, strict=True)}
-    for index, call in enumerate(calls(functional)):
+    for position, call in enumerate(calls(functional)):
         operation = call.operation
         path = prefix + operation.name
         first, rest = _arguments(call)
@@ -183,7 +183,7 @@ def _read(
             outputs = _read(inner, data, path + "/", effective, nodes, shapes)
         else:
             outputs = tuple(_number(tensor, shapes) for tensor in call.outputs)
-            site = Site(id(functional), index)
+            site = Site(id(functional), position)
             nodes.append(Node(site, operation, path, data, side, outputs, effective))
         numbers.update(zip(map(id, call.outputs), outputs, strict=True))
     return tuple(numbers[id(tensor)] for tensor in functional.outputs)

@@ -1,0 +1,400 @@
+"""Folding in graphs: branches, nesting, sharing, several inputs and outputs."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_bn
+from keras_bn.errors import UnsupportedModelError
+from keras_bn.fold.plan import plan
+from keras_bn.graph.view import view
+from tests.fold.agreement import assert_agree, normalizations
+from tests.random_weights import randomize
+
+
+def conv(name, filters=4, kernel=3, **options):
+    options.setdefault("padding", "same")
+    return layers.Conv2D(filters, kernel, name=name, **options)
+
+
+def bn(name="bn", **options):
+    return layers.BatchNormalization(name=name, **options)
+
+
+def fold(model, **options):
+    """Fold with random weights and check that the result agrees with the original."""
+    randomize(model)
+    result = keras_bn.fold(model, **options)
+    assert_agree(model, result.model)
+    # The figure that the result states is the same kind of difference, on other inputs.
+    assert 0 <= result.max_abs_error < 1e-4
+    return result
+
+
+def reasons(result):
+    return {record.layer: record.reason for record in result.kept}
+
+
+def rules(result):
+    return {record.layer: (record.into, record.rule) for record in result.folded}
+
+
+def test_concatenated_branches_each_take_their_part():
+    image = keras.Input((6, 6, 3))
+    left, right = conv("left", 4)(image), conv("right", 2, 1)(image)
+    y = layers.ReLU()(bn()(layers.Concatenate()([left, right])))
+    result = fold(keras.Model(image, y))
+    assert rules(result) == {"bn": ("left, right", "backward into Conv2D through Concatenate")}
+    assert normalizations(result.model) == []
+
+
+def test_concatenation_along_another_axis_hands_the_affine_on_whole():
+    image = keras.Input((6, 6, 3))
+    parts = [conv("top")(image), conv("bottom")(image)]
+    result = fold(keras.Model(image, bn()(layers.Concatenate(axis=1)(parts))))
+    assert normalizations(result.model) == []
+
+
+def test_a_branch_that_refuses_keeps_the_whole():
+    image = keras.Input((6, 6, 3))
+    parts = [conv("linear")(image), conv("rectified", activation="relu")(image)]
+    result = fold(keras.Model(image, bn()(layers.Concatenate()(parts))))
+    assert "the activation relu inside 'rectified'" in reasons(result)["bn"]
+
+
+def test_one_normalized_branch_moves_forward_through_a_concatenation():
+    image = keras.Input((6, 6, 3))
+    joined = layers.Concatenate()([image, bn()(layers.ReLU()(conv("first")(image)))])
+    result = fold(keras.Model(image, conv("last", padding="valid")(joined)))
+    assert rules(result) == {"bn": ("last", "forward into Conv2D through Concatenate")}
+
+
+def test_every_reader_absorbs_when_moving_forward():
+    image = keras.Input((6, 6, 3))
+    x = bn()(image)
+    y = [conv("a", padding="valid")(x), layers.Dense(2, name="b")(x)]
+    result = fold(keras.Model(image, y))
+    assert sorted(rules(result)["bn"][0].split(", ")) == ["a", "b"]
+    assert normalizations(result.model) == []
+
+
+def test_a_second_reader_of_the_convolution_stops_it():
+    image = keras.Input((6, 6, 3))
+    x = conv("shared_output")(image)
+    y = layers.Add()([layers.ReLU()(bn()(x)), x])
+    result = fold(keras.Model(image, y))
+    assert "'shared_output' also feeds 'add'" in reasons(result)["bn"]
+
+
+def test_the_models_output_counts_as_a_reader():
+    image = keras.Input((6, 6, 3))
+    x = conv("both")(image)
+    result = fold(keras.Model(image, [x, layers.ReLU()(bn()(x))]))
+    assert "the output of 'both' is also an output of the model" in reasons(result)["bn"]
+
+
+def test_folding_one_normalization_clears_the_way_for_another():
+    image = keras.Input((6, 6, 3))
+    x = layers.ReLU()(conv("c", padding="valid")(image))
+    left = conv("l", padding="valid")(bn("bn_left")(x))
+    right = conv("r", padding="valid")(bn("bn_right")(x))
+    result = fold(keras.Model(image, layers.Add()([left, right])))
+    assert set(rules(result)) == {"bn_left", "bn_right"}
+
+
+def test_nested_models_fold_inside_and_across_their_boundary():
+    inner_input = keras.Input((6, 6, 4))
+    inner = keras.Model(
+        inner_input,
+        conv("last")(layers.ReLU()(bn("inside")(conv("first")(inner_input)))),
+        name="inner",
+    )
+    image = keras.Input((6, 6, 3))
+    y = layers.ReLU()(bn("outside")(inner(conv("stem")(image))))
+    result = fold(keras.Model(image, y, name="outer"))
+    assert rules(result) == {
+        "inner/inside": ("inner/first", "backward into Conv2D"),
+        "outside": ("inner/last", "backward into Conv2D"),
+    }
+    inside = result.model.get_layer("inner").layers
+    assert [type(layer).__name__ for layer in inside] == ["InputLayer", "Conv2D", "ReLU", "Conv2D"]
+    assert result.model.name == "outer"
+
+
+def test_nested_sequential_models_stay_sequential():
+    block = keras.Sequential([conv("c"), bn("b"), layers.ReLU()], name="block")
+    model = keras.Sequential([keras.Input((6, 6, 3)), block, layers.Flatten(), layers.Dense(2)])
+    result = fold(model)
+    assert isinstance(result.model, keras.Sequential)
+    assert isinstance(result.model.get_layer("block"), keras.Sequential)
+    assert rules(result) == {"block/b": ("block/c", "backward into Conv2D")}
+
+
+def test_a_sequential_model_of_nothing_but_a_normalization_stays_callable():
+    only = keras.Sequential([bn()], name="only")
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="dense"), only])
+    result = fold(model)
+    assert rules(result) == {"only/bn": ("dense", "backward into Dense")}
+
+
+def test_a_nested_model_called_twice_folds_once_for_both():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="d"), bn("b")], name="twin")
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    result = fold(keras.Model([a, b], layers.Concatenate()([inner(a), inner(b)])))
+    assert rules(result) == {"twin/b": ("twin/d", "backward into Dense")}
+    assert len({id(layer) for layer in result.model.layers if layer.name == "twin"}) == 1
+
+
+def test_a_shared_block_folds_when_its_calls_agree():
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    dense, norm = layers.Dense(5, name="dense"), bn()
+    result = fold(keras.Model([a, b], [norm(dense(a)), norm(dense(b))]))
+    assert rules(result) == {"bn": ("dense", "backward into Dense")}
+    assert len([layer for layer in result.model.layers if layer.name == "dense"]) == 1
+
+
+def test_equal_normalizations_at_the_calls_of_a_shared_layer_go_together():
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    dense = layers.Dense(5, name="dense")
+    model = randomize(keras.Model([a, b], [bn("one")(dense(a)), bn("two")(dense(b))]))
+    model.get_layer("two").set_weights(model.get_layer("one").get_weights())
+    result = keras_bn.fold(model)
+    assert set(rules(result)) == {"one", "two"}
+    assert_agree(model, result.model)
+
+
+def test_a_shared_layer_with_different_normalizations_is_refused():
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    dense = layers.Dense(5, name="dense")
+    result = fold(keras.Model([a, b], [bn("one")(dense(a)), bn("two")(dense(b))]))
+    assert set(reasons(result)) == {"one", "two"}
+    assert "its calls meet different normalizations" in reasons(result)["one"]
+
+
+def test_a_shared_layer_with_one_bare_call_is_refused():
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    dense = layers.Dense(5, name="dense")
+    result = fold(keras.Model([a, b], [bn()(dense(a)), dense(b)]))
+    assert "'dense' is shared by 2 calls" in reasons(result)["bn"]
+
+
+def test_a_shared_normalization_leaves_where_it_can_and_stays_where_it_must():
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    norm = bn()
+    outputs = [norm(layers.Dense(6, name="dense")(a)), norm(layers.ReLU()(b))]
+    result = fold(keras.Model([a, b], outputs))
+    assert "(folded at 1 of its 2 calls)" in reasons(result)["bn"]
+    assert rules(result) == {}
+
+
+def test_names_and_structures_of_inputs_and_outputs_survive():
+    inputs = {"image": keras.Input((6, 6, 3), name="image"), "flag": keras.Input((4,), name="flag")}
+    image = layers.GlobalAveragePooling2D()(bn()(conv("c")(inputs["image"])))
+    joined = layers.Concatenate()([image, inputs["flag"]])
+    outputs = {"score": layers.Dense(1, name="score")(joined), "features": [joined, image]}
+    model = keras.Model(inputs, outputs)
+    result = fold(model)
+    assert normalizations(result.model) == []
+    x = {"image": np.ones((2, 6, 6, 3), "float32"), "flag": np.ones((2, 4), "float32")}
+    before, after = model(x), result.model(x)
+    keras.tree.assert_same_structure(before, after)
+    assert sorted(after) == ["features", "score"]
+    assert [t.name for t in result.model.inputs] == [t.name for t in model.inputs]
+
+
+def test_python_operators_between_layers_survive():
+    image = keras.Input((6, 6, 3))
+    x = bn()(conv("c")(image))
+    y = keras.ops.mean(x[:, 1:-1, :, ::2] * 2.0 + 1.0, axis=1)
+    result = fold(keras.Model(image, y))
+    assert normalizations(result.model) == []
+
+
+def test_training_true_is_refused_also_around_a_nested_model():
+    image = keras.Input((6, 6, 3))
+    model = keras.Model(image, bn()(conv("c")(image), training=True))
+    assert "training=True" in reasons(keras_bn.fold(randomize(model)))["bn"]
+    inner = keras.Sequential([keras.Input((6, 6, 3)), conv("c"), bn("b")], name="inner")
+    model = keras.Model(image, inner(image, training=True))
+    assert "training=True" in reasons(keras_bn.fold(randomize(model)))["inner/b"]
+
+
+def test_training_false_folds():
+    image = keras.Input((6, 6, 3))
+    result = fold(keras.Model(image, bn()(conv("c")(image), training=False)))
+    assert normalizations(result.model) == []
+
+
+def test_keep_leaves_named_layers_alone():
+    image = keras.Input((6, 6, 3))
+    inner = keras.Sequential([keras.Input((6, 6, 4)), conv("c"), bn("b")], name="inner")
+    model = keras.Model(image, inner(bn("outer")(conv("stem")(image))))
+    result = fold(model, keep=["inner/b"])
+    assert reasons(result) == {"inner/b": "asked to be kept"}
+    assert set(rules(result)) == {"outer"}
+    with pytest.raises(ValueError, match=r"'nothing'.*it has inner/b, outer"):
+        keras_bn.fold(model, keep=["nothing"])
+    with pytest.raises(TypeError, match="collection of layer names"):
+        keras_bn.fold(model, keep="outer")
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "moving_mean", "moving_variance"])
+def test_statistics_that_are_not_finite_are_refused(name):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(5), bn()])
+    variable = getattr(model.get_layer("bn"), name)
+    variable.assign(np.full(5, np.nan, "float32"))
+    with pytest.raises(UnsupportedModelError, match=f"{name} of 'bn' holds NaN"):
+        keras_bn.fold(model)
+
+
+def test_a_negative_variance_is_refused():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(5), bn()])
+    model.get_layer("bn").moving_variance.assign(np.full(5, -1.0, "float32"))
+    with pytest.raises(UnsupportedModelError, match="not positive"):
+        keras_bn.fold(model)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-20, -1e-6, 1e6])
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_extreme_scales_stay_correct(gamma, direction):
+    stack = [layers.Dense(5), bn()] if direction == "backward" else [bn(), layers.Dense(5)]
+    model = randomize(keras.Sequential([keras.Input((6,)), *stack]))
+    values = np.array(model.get_layer("bn").gamma.numpy())
+    values[2] = gamma
+    model.get_layer("bn").gamma.assign(values)
+    result = keras_bn.fold(model)
+    assert normalizations(result.model) == []
+    assert_agree(model, result.model)
+
+
+def test_quantized_and_lora_layers_are_refused():
+    model = randomize(keras.Sequential([keras.Input((6,)), layers.Dense(5, name="d"), bn()]))
+    model.get_layer("d").enable_lora(2)
+    assert "LoRA" in reasons(keras_bn.fold(model))["bn"]
+    model = randomize(keras.Sequential([keras.Input((6,)), layers.Dense(5, name="d"), bn()]))
+    model.get_layer("d").quantize("int8")
+    assert "quantized to int8" in reasons(keras_bn.fold(model))["bn"]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Doubling(layers.Conv2D):
+    def call(self, inputs):
+        return 2.0 * super().call(inputs)
+
+
+def test_a_subclass_may_compute_something_else():
+    model = keras.Sequential([keras.Input((6, 6, 3)), Doubling(4, 3, name="doubling"), bn()])
+    assert "'doubling' (Doubling) is not a layer" in reasons(fold(model))["bn"]
+
+
+class Block(layers.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.conv, self.norm = conv("conv"), bn("norm")
+
+    def call(self, inputs):
+        return self.norm(self.conv(inputs))
+
+
+def test_normalizations_inside_other_layers_are_accounted_for():
+    model = keras.Sequential([keras.Input((6, 6, 3)), Block(name="block"), layers.Flatten()])
+    result = fold(model)
+    assert reasons(result) == {
+        "block/norm": "it is inside 'block' (Block), which computes on its own"
+    }
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+def test_models_without_a_graph_are_refused():
+    with pytest.raises(UnsupportedModelError, match="Subclassed overrides call"):
+        keras_bn.fold(Subclassed())
+    with pytest.raises(UnsupportedModelError, match="no input shape yet"):
+        keras_bn.fold(keras.Sequential([layers.Dense(2)]))
+    with pytest.raises(UnsupportedModelError, match=r"received .*Dense"):
+        keras_bn.fold(layers.Dense(2))
+
+
+def test_a_layer_that_cannot_be_made_again_is_named():
+    class Needy(layers.Layer):
+        def __init__(self, secret):
+            super().__init__(name="needy")
+            self.secret = secret
+
+        def call(self, inputs):
+            return inputs
+
+        def get_config(self):
+            return {"name": "needy"}
+
+    model = keras.Sequential([keras.Input((6,)), Needy(3), layers.Dense(5), bn()])
+    with pytest.raises(UnsupportedModelError, match=r"layer 'needy' \(Needy\) cannot be made anew"):
+        keras_bn.fold(model)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64", "float16"])
+def test_dtype_policies_survive(policy):
+    stack = [conv("c", dtype=policy), bn(dtype=policy), layers.ReLU(dtype=policy)]
+    model = randomize(keras.Sequential([keras.Input((6, 6, 3)), *stack]))
+    result = keras_bn.fold(model)
+    folded = result.model.get_layer("c")
+    assert normalizations(result.model) == []
+    assert folded.dtype_policy.name == policy
+    assert folded.kernel.dtype == model.get_layer("c").kernel.dtype
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    a, b = (np.asarray(m(x), np.float64) for m in (model, result.model))
+    # Rounding to the compute dtype: 2⁻¹¹ for float16, 2⁻⁸ for bfloat16, a few operations deep.
+    tolerance = {"mixed_bfloat16": 4e-2, "float64": 1e-12}.get(policy, 4e-3)
+    assert np.max(np.abs(a - b)) < tolerance * np.max(np.abs(a))
+
+
+def test_channels_first_folds_on_its_own_axis():
+    # Not every TensorFlow build runs channels-first convolutions on a CPU, so the weights are
+    # checked against the algebra and not against a run.
+    model = keras.Sequential(
+        [
+            keras.Input((3, 6, 6)),
+            layers.Conv2D(4, 3, data_format="channels_first", name="c"),
+            bn(axis=1),
+        ]
+    )
+    randomize(model)
+    decisions = plan(view(model))
+    assert [record.layer for record in decisions.folded] == ["bn"]
+    c, b = model.layers
+    scale = b.gamma.numpy().astype("float64") / np.sqrt(b.moving_variance.numpy() + b.epsilon)
+    np.testing.assert_allclose(
+        decisions.changes.weights[id(c)]["kernel"], c.kernel.numpy() * scale, rtol=1e-6
+    )
+
+
+def test_the_folded_model_saves_loads_and_trains(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3)), conv("c"), bn(), layers.Flatten(), layers.Dense(2)]
+    )
+    result = fold(model)
+    result.model.save(tmp_path / "folded.keras")
+    loaded = keras.models.load_model(tmp_path / "folded.keras")
+    assert_agree(result.model, loaded)
+    loaded.compile("sgd", "mse")
+    loaded.fit(np.ones((4, 6, 6, 3)), np.ones((4, 2)), verbose=0)
+
+
+def test_layers_with_derived_state_keep_it():
+    data = np.random.default_rng(0).normal(3.0, 2.0, (50, 4)).astype("float32")
+    normalization = layers.Normalization()
+    normalization.adapt(data)
+    model = keras.Sequential([keras.Input((4,)), normalization, layers.Dense(3), bn()])
+    result = keras_bn.fold(model)
+    np.testing.assert_allclose(result.model(data), model(data), rtol=1e-5, atol=1e-6)
+
+
+def test_lambda_layers_in_memory_are_trusted():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Lambda(lambda x: 2 * x), layers.Dense(3), bn()]
+    )
+    assert normalizations(fold(model).model) == []
