@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-STEPS = (1, 2, 5)
+STEPS = (1, 2, 2.5, 5)
+LOGARITHMIC_STEPS = ((1, 2, 5), (1, 3), (1,))
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _round_step(rough: float) -> float:
 def _logarithmic_ticks(low: float, high: float, about: int) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
-    for steps in (STEPS, (1, 3), (1,)):
+    for steps in LOGARITHMIC_STEPS:
         ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) <= about + 1:

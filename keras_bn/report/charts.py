@@ -7,7 +7,7 @@ from the style sheet, which knows whether the page is dark or light.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -17,9 +17,11 @@ from keras_bn.report.axes import Axis
 # Colours in report.css; more models than that share them, and each is labelled anyway.
 COLOURS = 6
 # Units of the SVG's view box. At this width the labels keep a readable size on a phone.
-WIDTH, HEIGHT = 420, 280
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 42
+WIDTH, HEIGHT = 420, 290
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 42
 LABEL_HEIGHT = 15
+LABEL_LETTERS = 24
+DODGE = 6
 # Roughly the width of a letter at the labels' size: decides only on which side a label goes.
 LETTER_WIDTH = 6.5
 # A span this many times its smallest value squeezes small values flat on a linear axis.
@@ -67,7 +69,7 @@ class Strips:
 class Point:
     """A model in a plane, with its interval along x and where its label stands."""
 
-    name: str
+    label: str
     colour: int
     x: float
     y: float
@@ -84,8 +86,10 @@ class Line:
     """A model over several thread counts: one (x, y, y of the interval's ends) each."""
 
     name: str
+    label: str
     colour: int
     points: list[tuple[float, float, float, float]]
+    label_x: float
     label_y: float
 
 
@@ -113,7 +117,10 @@ def colours(document: dict[str, Any]) -> dict[str, int]:
 def strips(document: dict[str, Any]) -> list[Strips]:
     """Latency distributions, a chart for each device."""
     colour = colours(document)
-    return [_strips(device, rows, colour) for device, rows in _by_device(document)]
+    return [
+        _strips(device, sorted(rows, key=lambda each: each["threads"]), colour)
+        for device, rows in _by_device(document)
+    ]
 
 
 def _strips(device: str, benchmarks: list[dict[str, Any]], colour: dict[str, int]) -> Strips:
@@ -171,12 +178,12 @@ def quality_planes(document: dict[str, Any]) -> list[Plane]:
     conversions = document["conversions"]
     if all(each["accuracy"] is not None for each in conversions):
         quality = {each["name"]: 100 * each["accuracy"] for each in conversions}
-        y_title = "accuracy, %"
+        subject, y_title = "Accuracy", "accuracy, %"
         model = document["model"]
         known = model is not None and model["accuracy"] is not None
         reference = 100 * model["accuracy"] if known else None
     else:
-        y_title, reference = "signal to error, dB", None
+        subject, y_title, reference = "SNR", "SNR, dB", None
         quality = {
             each["name"]: each["comparison"]["snr_db"]
             for each in conversions
@@ -192,11 +199,10 @@ def quality_planes(document: dict[str, Any]) -> list[Plane]:
     size_unit, per_byte = _size_unit(value for value, _, _ in sizes.values())
     time_unit = quantities.TimeUnit(value for value, _, _ in latencies.values())
     colour = colours(document)
-    subject = y_title.partition(",")[0]
     return [
-        _plane(f"{subject} against size".capitalize(), f"size, {size_unit}", y_title,
+        _plane(f"{subject} against size", f"size, {size_unit}", y_title,
                _scaled(sizes, per_byte), quality, reference, colour),
-        _plane(f"{subject} against latency".capitalize(), f"median latency, {time_unit.name}",
+        _plane(f"{subject} against latency", f"median latency, {time_unit.name}",
                y_title, _scaled(latencies, time_unit.per_ms), quality, reference, colour),
     ]  # fmt: skip
 
@@ -231,8 +237,16 @@ def _thread_plane(
         from_zero=True,
     )
     y_ticks = y_axis.ticks(4)
-    x_of = {threads: _x((index + 0.5) / len(counts)) for index, threads in enumerate(counts)}
-    lines = []
+    names = dict.fromkeys(each["name"] for each in benchmarks)
+    # Side by side, so that intervals at the same thread count stay apart.
+    aside = {name: DODGE * (index - (len(names) - 1) / 2) for index, name in enumerate(names)}
+    room = max(len(_short(name)) for name in names) * LETTER_WIDTH + DODGE * len(names)
+    x_of = {
+        threads: round(LEFT + (index + 0.5) / len(counts) * (WIDTH - LEFT - room), 1)
+        for index, threads in enumerate(counts)
+    }
+    label_x = x_of[counts[-1]] + max(aside.values()) + 9
+    lines: list[Line] = []
     ordered = sorted(benchmarks, key=lambda each: (each["name"], each["threads"]))
     for name, group in groupby(ordered, key=lambda each: each["name"]):
         points = []
@@ -240,9 +254,9 @@ def _thread_plane(
             latency = each["latency_ms"]
             values = (latency["median"], *latency["ci95"])
             ys = [_y(y_axis(value * unit.per_ms)) for value in values]
-            points.append((x_of[each["threads"]], ys[0], ys[1], ys[2]))
-        lines.append(Line(name, colour[name], points, points[-1][1]))
-    spread = _apart([line.label_y for line in lines])
+            points.append((x_of[each["threads"]] + aside[name], ys[0], ys[1], ys[2]))
+        lines.append(Line(name, _short(name), colour[name], points, label_x, points[-1][1]))
+    label_ys = _apart([line.label_y for line in lines])
     return Plane(
         title=f"Latency over threads, {device}",
         x_title="threads",
@@ -251,8 +265,7 @@ def _thread_plane(
         y_ticks=_ticks(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
         points=[],
         lines=[
-            Line(line.name, line.colour, line.points, y)
-            for line, y in zip(lines, spread, strict=True)
+            replace(line, label_y=label_y) for line, label_y in zip(lines, label_ys, strict=True)
         ],
         reference=None,
         omitted=[],
@@ -285,10 +298,10 @@ def _plane(
     label_ys = _apart([y for _, y in places.values()])
     points = []
     for (name, ((x, x_low, x_high), y)), label_y in zip(places.items(), label_ys, strict=True):
-        fits = max(x, x_high) + 10 + LETTER_WIDTH * len(name) < WIDTH
+        fits = max(x, x_high) + 10 + LETTER_WIDTH * len(_short(name)) < WIDTH
         points.append(
             Point(
-                name=name,
+                label=_short(name),
                 colour=colour[name],
                 x=x,
                 y=y,
@@ -318,6 +331,10 @@ def _by_device(document: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]
     benchmarks = document["benchmarks"]
     devices = dict.fromkeys(each["device"] for each in benchmarks)
     return [(device, [b for b in benchmarks if b["device"] == device]) for device in devices]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LABEL_LETTERS else f"{name[: LABEL_LETTERS - 1]}…"
 
 
 def _ticks(values: Sequence[float], places: Sequence[float]) -> list[Tick]:

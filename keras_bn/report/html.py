@@ -36,6 +36,7 @@ def render_html(document: dict[str, Any]) -> str:
     )
     for name in ("size", "thousands", "percent", "factor", "decibel", "scientific"):
         environment.filters[name] = getattr(quantities, name)
+    folded, kept = tables.folding(document)
     return environment.get_template("report.html").render(
         document=document,
         sentences=summary.sentences(document),
@@ -55,7 +56,10 @@ def render_html(document: dict[str, Any]) -> str:
         },
         overview=tables.overview(document),
         latency=tables.latency(document),
+        loading=tables.loading(document),
         speedups=tables.speedups(document),
+        folded=folded,
+        kept=kept,
         operations=tables.operations(document),
         outputs=tables.outputs(document),
         machines=tables.machines(document),

@@ -64,11 +64,14 @@ def factor(ratio: float) -> str:
 
 
 def factor_interval(low: float, high: float) -> str:
-    """Example:
-    >>> factor_interval(1.3, 1.46)
-    '[1.30, 1.46]'
+    """Both ends with the decimals that the lower one needs.
+
+    Example:
+        >>> factor_interval(1.3, 1.46), factor_interval(0.995, 1.0)
+        ('[1.30, 1.46]', '[0.995, 1.000]')
     """
-    return f"[{significant(low, 3)}, {significant(high, 3)}]"
+    decimals = max(0, 2 - math.floor(math.log10(low)))
+    return f"[{low:.{min(decimals, 12)}f}, {high:.{min(decimals, 12)}f}]"
 
 
 def decibel(snr_db: float | str) -> str:

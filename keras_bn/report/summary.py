@@ -7,25 +7,32 @@ from typing import Any
 
 from keras_bn.report import quantities as q
 
-QUANTIZATION_WORDS = {"none": "float32", "dynamic": "dynamic range"}
+QUANTIZATION_WORDS = {"none": "float32", "dynamic": "dynamic-range"}
 # Sizes this close are called the same; a file's metadata alone differs by more.
 SAME_SIZE = 0.02
-SENTENCES_PER_KIND = 4
+# A summary of more is a table, and that one follows.
+SENTENCES = 4
 
 
 def sentences(document: dict[str, Any]) -> list[str]:
-    """What the results come to, the conversions first, then speed, then folding."""
+    """What the results come to: the conversions, the fastest first, then folding."""
     conversions = document["conversions"]
     baseline = next((c for c in conversions if c["quantize"] == "none"), None)
-    found = []
+    found: list[str] = []
     if baseline is not None:
         others = [c for c in conversions if c is not baseline]
-        found = [_conversion(c, baseline, document) for c in others[:SENTENCES_PER_KIND]]
+        others.sort(key=lambda c: _rank(c, baseline, document), reverse=True)
+        found = [_conversion(c, baseline, document) for c in others]
     if not found:
-        found = [_speed_alone(s) for s in _one_thread_count(document["speedups"])]
-        found = found[:SENTENCES_PER_KIND]
+        found = [
+            f"{_compared(s['name'], s['baseline_name'], None, s)}."
+            for s in _one_thread_count(document["speedups"])
+        ]
     if not found:
-        found = [_plain(c) for c in conversions[:SENTENCES_PER_KIND]]
+        found = [f"{c['name']} takes {q.size(c['size_bytes'])}." for c in conversions]
+    if not found:
+        found = [_alone(benchmark) for benchmark in document["benchmarks"]]
+    found = found[:SENTENCES]
     if document["fold"] is not None:
         found.append(_fold(document["fold"]))
     return found
@@ -39,33 +46,48 @@ def words(conversion: dict[str, Any], document: dict[str, Any]) -> str:
     return QUANTIZATION_WORDS.get(conversion["quantize"], conversion["quantize"])
 
 
-def _conversion(conversion: dict[str, Any], baseline: dict[str, Any], document: Any) -> str:
-    claims = [_size(baseline["size_bytes"] / conversion["size_bytes"])]
+def _rank(
+    conversion: dict[str, Any], baseline: dict[str, Any], document: dict[str, Any]
+) -> tuple[float, float]:
     speedup = _speedup(conversion["name"], baseline["name"], document)
-    if speedup is not None:
-        claims.append(_speed(speedup["ratio"], *speedup["ci95"]))
-    compared = f"{words(conversion, document)} is {' and '.join(claims)}"
-    # "is 3.6× smaller and 1.4× faster than float32", but "is of the same size as float32"
-    compared += f" {'than' if _is_comparative(claims[-1]) else 'as'} {words(baseline, document)}"
+    return (0.0 if speedup is None else speedup["ratio"], -conversion["size_bytes"])
+
+
+def _conversion(
+    conversion: dict[str, Any], baseline: dict[str, Any], document: dict[str, Any]
+) -> str:
+    compared = _compared(
+        words(conversion, document),
+        words(baseline, document),
+        baseline["size_bytes"] / conversion["size_bytes"],
+        _speedup(conversion["name"], baseline["name"], document),
+    )
     return f"{compared}{_quality(conversion, baseline)}."
 
 
-def _is_comparative(claim: str) -> bool:
-    return claim.endswith(("smaller", "larger", "faster", "slower"))
-
-
-def _size(smaller: float) -> str:
-    if abs(smaller - 1) <= SAME_SIZE:
-        return "of the same size"
-    return f"{q.factor(smaller)} smaller" if smaller > 1 else f"{q.factor(1 / smaller)} larger"
-
-
-def _speed(ratio: float, low: float, high: float) -> str:
-    if low > 1:
-        return f"{q.factor(ratio)} {q.factor_interval(low, high)} faster"
-    if high < 1:
-        return f"{q.factor(1 / ratio)} {q.factor_interval(1 / high, 1 / low)} slower"
-    return "within the measurement's uncertainty as fast"
+def _compared(
+    name: str, baseline: str, smaller: float | None, speedup: dict[str, Any] | None
+) -> str:
+    """ "int8 is 3.60× smaller and 1.40× [1.30, 1.50] faster than float32"."""
+    differences, likenesses = [], []
+    if smaller is not None and abs(smaller - 1) <= SAME_SIZE:
+        likenesses.append("size")
+    elif smaller is not None:
+        larger = f"{q.factor(1 / smaller)} larger"
+        differences.append(f"{q.factor(smaller)} smaller" if smaller > 1 else larger)
+    if speedup is not None:
+        ratio, (low, high) = speedup["ratio"], speedup["ci95"]
+        if low > 1:
+            differences.append(f"{q.factor(ratio)} {q.factor_interval(low, high)} faster")
+        elif high < 1:
+            slower = q.factor_interval(1 / high, 1 / low)
+            differences.append(f"{q.factor(1 / ratio)} {slower} slower")
+        else:
+            likenesses.append("speed")
+    if not differences:
+        return f"{name} and {baseline} do not differ measurably in {' and '.join(likenesses)}"
+    said = f"{name} is {' and '.join(differences)} than {baseline}"
+    return f"{said}, without a measurable difference in {likenesses[0]}" if likenesses else said
 
 
 def _quality(conversion: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -107,14 +129,15 @@ def _one_thread_count(speedups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [s for s in speedups if s["device"] == device and s["threads"] == threads]
 
 
-def _speed_alone(speedup: dict[str, Any]) -> str:
-    claim = _speed(speedup["ratio"], *speedup["ci95"])
-    joint = "than" if _is_comparative(claim) else "as"
-    return f"{speedup['name']} is {claim} {joint} {speedup['baseline_name']}."
-
-
-def _plain(conversion: dict[str, Any]) -> str:
-    return f"{conversion['name']} takes {q.size(conversion['size_bytes'])}."
+def _alone(benchmark: dict[str, Any]) -> str:
+    latency, threads = benchmark["latency_ms"], benchmark["threads"]
+    unit = q.TimeUnit([latency["median"]])
+    low, high = latency["ci95"]
+    return (
+        f"{benchmark['name']} takes {unit(latency['median'])} {unit.name} "
+        f"[{unit(low)}, {unit(high)}] on {benchmark['device']} with "
+        f"{threads} {'thread' if threads == 1 else 'threads'}."
+    )
 
 
 def _fold(fold: dict[str, Any]) -> str:

@@ -10,6 +10,10 @@ from typing import Any
 from keras_bn.report import charts, quantities
 from keras_bn.report.quantities import MISSING, TimeUnit
 
+# Suffixes of the runner's field names.
+UNITS = {"_bytes": "bytes", "_ns": "ns", "_s": "s", "_mhz": "MHz", "_c": "°C"}
+SPREAD = ("mean", "std", "minimum", "p5", "p95", "p99", "maximum")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -21,12 +25,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """`texts` is how many columns, from the left, hold words; the rest are figures."""
+    """`texts` is how many columns, from the left, hold words; the rest are figures.
+
+    `keyed` tables have the names of files in their first column, which carry their colour.
+    """
 
     caption: str
     columns: list[str]
     rows: list[list[Cell]]
     texts: int = 1
+    keyed: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Warnings:
-    """One advice, and the measurements that it is about."""
+    """What one measurement, or all of them, were warned of."""
 
-    measurements: list[str]
-    text: str
+    about: str
+    texts: list[str]
 
 
 def overview(document: dict[str, Any]) -> Table | None:
@@ -71,7 +79,9 @@ def overview(document: dict[str, Any]) -> Table | None:
         row += [_figure(comparison.get("max_abs_error"), quantities.scientific)]
         row += [_figure(medians.get(each["name"]), unit)] * bool(medians)
         rows.append(row)
-    return Table("Size, closeness to the Keras model, and speed", columns, rows, texts=2)
+    return Table(
+        "Size, closeness to the Keras model, and speed", columns, rows, texts=2, keyed=True
+    )
 
 
 def latency(document: dict[str, Any]) -> Table | None:
@@ -82,8 +92,7 @@ def latency(document: dict[str, Any]) -> Table | None:
     unit = TimeUnit(each["latency_ms"]["median"] for each in benchmarks)
     several = len({each["device"] for each in benchmarks}) > 1
     columns = ["Model"] + ["Device"] * several + ["Threads", "Median", "95 % interval"]
-    columns += ["Mean", "Std", "p5", "p95", "p99", "Load", "First invoke"]
-    columns += ["Peak memory", "Without model", "Runs"]
+    columns += ["Mean", "Std", "Min", "p5", "p95", "p99", "Max", "Runs"]
     rows = []
     for each in benchmarks:
         figures = each["latency_ms"]
@@ -91,13 +100,34 @@ def latency(document: dict[str, Any]) -> Table | None:
         row = [Cell(each["name"])] + [Cell(each["device"])] * several
         row += [Cell(str(each["threads"]), each["threads"])]
         row += [_figure(figures["median"], unit), Cell(f"[{unit(low)}, {unit(high)}]", high - low)]
-        row += [_figure(figures[name], unit) for name in ("mean", "std", "p5", "p95", "p99")]
-        row += [_figure(each[name], unit) for name in ("init_ms", "first_invoke_ms")]
-        row += [_figure(each["peak_rss_bytes"], quantities.size)]
-        row += [_figure(each["runtime_rss_bytes"], quantities.size)]
+        row += [_figure(figures[name], unit) for name in SPREAD]
         row += [Cell(str(len(figures["samples"])), len(figures["samples"]))]
         rows.append(row)
-    return Table(f"Times in {unit.name}", columns, rows, texts=1 + several)
+    return Table(
+        f"Steady-state latency in {unit.name}", columns, rows, texts=1 + several, keyed=True
+    )
+
+
+def loading(document: dict[str, Any]) -> Table | None:
+    """What each measured file costs to load: time and memory of a fresh process."""
+    benchmarks = document["benchmarks"]
+    if not benchmarks:
+        return None
+    unit = TimeUnit(each["init_ms"] for each in benchmarks)
+    several = len({each["device"] for each in benchmarks}) > 1
+    columns = ["Model"] + ["Device"] * several + ["Threads", f"Load, {unit.name}"]
+    columns += [f"First invoke, {unit.name}", "Peak memory", "Without the model"]
+    rows = [
+        [Cell(each["name"])]
+        + [Cell(each["device"])] * several
+        + [Cell(str(each["threads"]), each["threads"])]
+        + [_figure(each[name], unit) for name in ("init_ms", "first_invoke_ms")]
+        + [_figure(each[name], quantities.size) for name in ("peak_rss_bytes", "runtime_rss_bytes")]
+        for each in benchmarks
+    ]
+    return Table(
+        "Loading, in a fresh process for each", columns, rows, texts=1 + several, keyed=True
+    )
 
 
 def speedups(document: dict[str, Any]) -> Table | None:
@@ -105,22 +135,25 @@ def speedups(document: dict[str, Any]) -> Table | None:
     if not document["speedups"]:
         return None
     rows = []
-    for each in document["speedups"]:
+    several = len({each["device"] for each in document["speedups"]}) > 1
+    for each in sorted(document["speedups"], key=lambda each: each["threads"]):
         low, high = each["ci95"]
         verdict = "faster" if low > 1 else "slower" if high < 1 else "undecided"
         rows.append(
             [
                 Cell(each["name"]),
                 Cell(each["baseline_name"]),
-                Cell(each["device"]),
+                *[Cell(each["device"])] * several,
                 Cell(verdict),
                 Cell(str(each["threads"]), each["threads"]),
                 _figure(each["ratio"], quantities.factor),
                 Cell(quantities.factor_interval(low, high), high - low),
             ]
         )
-    columns = ["Model", "Against", "Device", "Reading", "Threads", "Speedup", "95 % interval"]
-    return Table("Median latency of the other model over that of this one", columns, rows, texts=4)
+    columns = ["Model", "Against"] + ["Device"] * several
+    columns += ["Reading", "Threads", "Speedup", "95 % interval"]
+    caption = "Speedup: the other model's median latency over this one's"
+    return Table(caption, columns, rows, texts=3 + several, keyed=True)
 
 
 def operations(document: dict[str, Any]) -> Table | None:
@@ -160,7 +193,24 @@ def outputs(document: dict[str, Any]) -> Table | None:
     if not rows:
         return None
     columns = ["Model", "Output", "Largest error", "SNR, dB", "Cosine", "Same class", "Samples"]
-    return Table("Each output against the Keras model's", columns, rows, texts=2)
+    return Table("Each output against the Keras model's", columns, rows, texts=2, keyed=True)
+
+
+def folding(document: dict[str, Any]) -> tuple[Table | None, Table | None]:
+    """The normalizations that are gone, and those that stayed."""
+    fold = document["fold"]
+    if fold is None:
+        return None, None
+    gone = [[Cell(e["layer"]), Cell(e["into"]), Cell(e["rule"])] for e in fold["folded"]]
+    stayed = [[Cell(e["layer"]), Cell(e["reason"])] for e in fold["kept"]]
+    return (
+        Table("Normalizations that are gone", ["Layer", "Folded into", "Rule"], gone, texts=3)
+        if gone
+        else None,
+        Table("Normalizations that stayed", ["Layer", "Reason"], stayed, texts=2)
+        if stayed
+        else None,
+    )
 
 
 def machines(document: dict[str, Any]) -> list[Machine]:
@@ -174,13 +224,19 @@ def machines(document: dict[str, Any]) -> list[Machine]:
 
 
 def warnings(document: dict[str, Any]) -> list[Warnings]:
-    """What the measurements were warned of, each text once."""
-    by_text: dict[str, list[str]] = {}
-    for each in document["benchmarks"]:
-        for text in each["warnings"]:
-            plural = "thread" if each["threads"] == 1 else "threads"
-            by_text.setdefault(text, []).append(f"{each['name']}, {each['threads']} {plural}")
-    return [Warnings(measurements, text) for text, measurements in by_text.items()]
+    """What was warned of: first what all measurements share, then each one's own."""
+    benchmarks = document["benchmarks"]
+    if len(benchmarks) == 1:
+        shared: list[str] = []
+    else:
+        told = [dict.fromkeys(each["warnings"]) for each in benchmarks]
+        shared = [text for text in (told or [{}])[0] if all(text in texts for texts in told)]
+    found = [Warnings("All measurements", shared)]
+    for each in benchmarks:
+        plural = "thread" if each["threads"] == 1 else "threads"
+        own = [text for text in each["warnings"] if text not in shared]
+        found.append(Warnings(f"{each['name']}, {each['threads']} {plural}", own))
+    return [each for each in found if each.texts]
 
 
 def moment(created: str) -> str:
@@ -192,22 +248,26 @@ def moment(created: str) -> str:
 
 
 def _facts(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Everything that is known, nested objects flattened, units moved from name to value."""
     for key, value in environment.items():
-        label = prefix + key.replace("_", " ")
+        name, unit = _name_and_unit(key)
         if isinstance(value, dict):
-            yield from _facts(value, f"{label}: ")
+            yield from _facts(value, f"{prefix}{name}, ")
+        elif isinstance(value, bool):
+            yield prefix + name, "yes" if value else "no"
+        elif isinstance(value, list) and value:
+            yield prefix + name, ", ".join(map(str, value))
+        elif unit == "bytes" and isinstance(value, int) and value >= 0:
+            yield prefix + name, quantities.size(value)
         elif value is not None and value != []:
-            yield label, _fact(key, value)
+            yield prefix + name, f"{value} {unit}".strip()
 
 
-def _fact(key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if key.endswith("_bytes") and isinstance(value, int | float):
-        return quantities.size(value)
-    return str(value)
+def _name_and_unit(key: str) -> tuple[str, str]:
+    for suffix, unit in UNITS.items():
+        if key.endswith(suffix):
+            return key.removesuffix(suffix).replace("_", " "), unit
+    return key.replace("_", " "), ""
 
 
 def _operation(conversion: dict[str, Any], name: str) -> Cell:
