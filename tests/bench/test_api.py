@@ -1,0 +1,125 @@
+"""Arguments, errors, JSON: what can be told without a run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import keras_bn
+from keras_bn.bench import stats
+from keras_bn.bench.api import benchmark, speedups
+from keras_bn.bench.result import BenchmarkResult, from_json, to_json
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"\x1c\0\0\0TFL3 and nothing else")
+    return path
+
+
+def result(model: str, samples, threads=1, device="host") -> BenchmarkResult:
+    return BenchmarkResult(
+        model=model,
+        sha256="ab",
+        size_bytes=10,
+        device=device,
+        threads=threads,
+        latency_ms=stats.summarize(samples),
+        init_ms=0.5,
+        first_invoke_ms=1.5,
+        peak_rss_bytes=2048,
+        environment={"cpu": "x", "before": {"load_average": 0.5}},
+        warnings=("Too short.",),
+        inputs=("x float32 [1]",),
+        preempted=1,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        ({"runs": 0}, ValueError, r"runs must be at least 1, received 0"),
+        ({"runs": 2.0}, TypeError, r"runs must be whole numbers, received 2\.0"),
+        ({"runs": True}, TypeError, r"runs .* received True"),
+        ({"warmup": -1}, ValueError, r"warmup must be at least 0, received -1"),
+        ({"threads": 0}, ValueError, r"threads must be at least 1, received 0"),
+        ({"threads": ()}, ValueError, r"threads must be one or several different"),
+        ({"threads": (1, 1)}, ValueError, r"different numbers, received \(1, 1\)"),
+        ({"threads": ("1",)}, TypeError, r"threads .* received '1'"),
+        ({"affinity": [-1]}, ValueError, r"affinity must be at least 0"),
+        ({"affinity": []}, ValueError, r"affinity must be one or several"),
+        ({"timeout_s": 0}, ValueError, r"timeout_s must be positive and finite, received 0"),
+        ({"timeout_s": float("inf")}, ValueError, r"timeout_s .* finite"),
+        ({"timeout_s": float("nan")}, ValueError, r"timeout_s .* received nan"),
+        ({"timeout_s": "9"}, TypeError, r"timeout_s must be a number of seconds"),
+        ({"cooldown_s": -1}, ValueError, r"cooldown_s must be zero or positive"),
+        ({"device": "adb"}, ValueError, r"No device 'adb'.*measures on: 'host'"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(model, arguments, error, words):
+    with pytest.raises(error, match=words):
+        benchmark(model, **arguments)
+
+
+def test_a_missing_file_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.tflite"):
+        benchmark(tmp_path / "absent.tflite")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a .keras file", b"TFL3TFL"], ids=repr)
+def test_another_kind_of_file_is_refused_before_any_run(tmp_path, content):
+    path = tmp_path / "model.keras"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.keras is not a \.tflite file.*keras-bn convert"):
+        benchmark(path)
+
+
+def test_no_file_is_an_error():
+    with pytest.raises(ValueError, match="paths names no file"):
+        benchmark([])
+
+
+def test_a_cpu_that_is_not_there_is_a_device_error(model):
+    with pytest.raises(keras_bn.errors.DeviceError, match=r"cannot stay on CPUs \[99999\]"):
+        benchmark(model, affinity=[99999])
+
+
+def test_results_survive_json():
+    original = result("a.tflite", [1.0, 1.5, 1.25])
+    assert from_json(json.loads(json.dumps(to_json(original)))) == original
+
+
+def test_speedups_compare_within_a_device_and_thread_count():
+    found = speedups(
+        [
+            result("a", [2.0, 2.0, 2.0], threads=1),
+            result("a", [4.0, 4.0, 4.0], threads=2),
+            result("b", [1.0, 1.0, 1.0], threads=1),
+            result("b", [8.0, 8.0, 8.0], threads=2),
+            result("b", [1.0, 1.0, 1.0], device="other"),
+        ]
+    )
+    assert [(s.model, s.baseline, s.threads, s.ratio) for s in found] == [
+        ("b", "a", 1, 2.0),
+        ("b", "a", 2, 0.5),
+    ]
+
+
+def test_results_with_different_numbers_of_samples_are_compared_as_separate_runs():
+    [found] = speedups([result("a", [2.0] * 9), result("b", [1.0] * 4)])
+    assert (found.ratio, found.ci95) == (2.0, (2.0, 2.0))
+
+
+def test_benchmarking_loads_no_framework():
+    code = "import sys, keras_bn.bench.api; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "numpy" in loaded
+    assert not loaded & {"tensorflow", "keras", "ai_edge_litert", "matplotlib", "jinja2", "scipy"}
+
+
+def test_the_package_offers_it():
+    assert keras_bn.benchmark is benchmark
