@@ -236,7 +236,7 @@ def _thread_plane(
         (value * unit.per_ms for each in latencies for value in (each["median"], *each["ci95"])),
         from_zero=True,
     )
-    y_ticks = y_axis.ticks(4)
+    y_ticks = y_axis.ticks(5)
     names = dict.fromkeys(each["name"] for each in benchmarks)
     # Side by side, so that intervals at the same thread count stay apart.
     aside = {name: DODGE * (index - (len(names) - 1) / 2) for index, name in enumerate(names)}
@@ -313,7 +313,7 @@ def _plane(
                 reads=f"{name}: {x_title} {x_values[name][0]:.4g}, {y_title} {drawn[name]:.4g}",
             )
         )
-    x_ticks, y_ticks = x_axis.ticks(5), y_axis.ticks(4)
+    x_ticks, y_ticks = x_axis.ticks(5), y_axis.ticks(5)
     return Plane(
         title=title,
         x_title=x_title,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 NARROW_SPACE = "\u202f"
@@ -15,8 +14,8 @@ def size(size_bytes: float) -> str:
     """Three significant digits in bytes, kB, MB or GB (powers of 1000).
 
     Example:
-        >>> size(105_660), size(12)
-        ('106\u202fkB', '12\u202fB')
+        >>> ascii(size(105_660))
+        "'106\\u202fkB'"
     """
     for unit in ("B", "kB", "MB", "GB"):
         # 999.5 would be written as 1000
@@ -35,30 +34,38 @@ def significant(value: float, digits: int) -> str:
     """
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(decimals, 12)}f}".replace("-", MINUS)
+    return f"{value:.{_decimals(value, digits)}f}".replace("-", MINUS)
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals that show `digits` significant digits of the rounded value, at most 12."""
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return min(12, max(0, digits - 1 - exponent))
 
 
 def thousands(value: int) -> str:
-    """Example:
-    >>> thousands(1234567)
-    '1\u202f234\u202f567'
+    """
+    Example:
+        >>> thousands(1234567)
+        '1\u202f234\u202f567'
     """
     return f"{value:,}".replace(",", NARROW_SPACE)
 
 
 def percent(share: float) -> str:
-    """Example:
-    >>> percent(0.9876)
-    '98.8\u202f%'
+    """
+    Example:
+        >>> percent(0.9876)
+        '98.8\u202f%'
     """
     return f"{share * 100:.1f}{NARROW_SPACE}%"
 
 
 def factor(ratio: float) -> str:
-    """Example:
-    >>> factor(3.6042), factor(12.3)
-    ('3.60×', '12.3×')
+    """
+    Example:
+        >>> factor(3.6042), factor(12.3)
+        ('3.60×', '12.3×')
     """
     return f"{significant(ratio, 3)}{TIMES}"
 
@@ -70,8 +77,8 @@ def factor_interval(low: float, high: float) -> str:
         >>> factor_interval(1.3, 1.46), factor_interval(0.995, 1.0)
         ('[1.30, 1.46]', '[0.995, 1.000]')
     """
-    decimals = max(0, 2 - math.floor(math.log10(low)))
-    return f"[{low:.{min(decimals, 12)}f}, {high:.{min(decimals, 12)}f}]"
+    decimals = _decimals(low, 3)
+    return f"[{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def decibel(snr_db: float | str) -> str:
@@ -113,8 +120,7 @@ class TimeUnit:
             for name, per_ms, from_ms in (("s", 1e-3, 1000.0), ("ms", 1.0, 1.0), ("µs", 1e3, 0.0))
             if smallest >= from_ms
         )
-        digits_before = math.floor(math.log10(smallest * self.per_ms))
-        self.decimals = min(4, max(0, 2 - digits_before))
+        self.decimals = _decimals(smallest * self.per_ms, 3)
 
     def __call__(self, value_ms: float) -> str:
         return f"{value_ms * self.per_ms:.{self.decimals}f}"

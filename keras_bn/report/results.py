@@ -79,7 +79,9 @@ def document(
         []
     """
     files = [conversion.path for conversion in conversions]
-    names = _names([*files, *(result.model for result in benchmarks)])
+    measured = [result.model for result in benchmarks]
+    compared = [path for each in speedups for path in (each.model, each.baseline)]
+    names = _names([*files, *measured, *compared])
     accuracy = {_key(path): value for path, value in (accuracies or {}).items()}
     if unknown := accuracy.keys() - {_key(path) for path in files}:
         raise ValueError(

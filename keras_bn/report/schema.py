@@ -14,6 +14,7 @@ from typing import Any
 FORMAT = "keras-bn results"
 VERSION = 1
 
+DEEPEST = 8
 LARGEST = 1e100
 SMALLEST = 1e-100
 
@@ -65,7 +66,12 @@ def extended(value: Any, where: str) -> None:
 
 
 def anything(value: Any, where: str) -> None:
-    """Any JSON value: drawn as text, whatever it is."""
+    """Any JSON value, drawn as text; objects within objects only as deep as reports show them."""
+    if isinstance(value, dict):
+        if where.count(".") > DEEPEST:
+            fail(where, "objects nested less deeply", value)
+        for key, item in value.items():
+            anything(item, f"{where}.{key.replace('.', '_')}")
 
 
 def optional(check: Check) -> Check:
@@ -203,9 +209,10 @@ def check(value: Any) -> None:
             f'it is not a results document: "format" must be {FORMAT!r}. `keras-bn run` and '
             "`keras-bn bench` write such files"
         )
-    if value.get("version") != VERSION:
+    version = value.get("version")
+    if isinstance(version, bool) or version != VERSION:
         raise ValueError(
-            f"its version is {value.get('version')!r} and this keras-bn reads version {VERSION}; "
+            f"its version is {version!r} and this keras-bn reads version {VERSION}; "
             "use the keras-bn that wrote it, or measure again"
         )
     results(value, "results")

@@ -139,9 +139,7 @@ def test_inputs_are_those_of_the_seed():
 
 
 def test_text_inputs_are_refused():
-    with pytest.raises(
-        runner.RunError, match=r"input x of m\.tflite holds \|S.*numbers and booleans"
-    ):
+    with pytest.raises(runner.RunError, match=r"x of m\.tflite holds \|S.*numbers and booleans"):
         filled(np.dtype("S"))
 
 
