@@ -1,5 +1,6 @@
 """Normalization layers that are right while training, drop-ins for Keras's own."""
 
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.layer_normalization import LayerNormalization
 
-__all__ = ["BatchNormalization"]
+__all__ = ["BatchNormalization", "LayerNormalization"]

@@ -199,42 +199,44 @@ class BatchNormalization(keras.layers.BatchNormalization):
     ) -> Tensor:
         if mask is not None:
             mask = align_mask(mask, inputs, self._channel_axes)
-        if not (training and self.trainable):
-            inputs = _widened(inputs)
-            return self._normalized(
-                inputs,
-                ops.cast(self.moving_mean, inputs.dtype),
-                ops.cast(self.moving_variance, inputs.dtype),
-                *self._gamma_and_beta(inputs.dtype),
-            )
+        if training and self.trainable:
+            outputs, batch = self.normalize_batch(inputs, mask)
+            self._track(batch)
+            return outputs
+        inputs = _widened(inputs)
+        return self._normalized(
+            inputs,
+            ops.cast(self.moving_mean, inputs.dtype),
+            ops.cast(self.moving_variance, inputs.dtype),
+            *self._gamma_and_beta(inputs.dtype),
+        )
+
+    def normalize_batch(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Moments]:
+        """What a training call returns, and the moments of the batch; no statistic moves.
+
+        Args:
+            inputs: Tensor of the shape the layer was built for.
+            mask: None, or a mask of the rank of the inputs, as from `align_mask`.
+        """
         obstacle = self._obstacle_to_fusing(inputs, mask)
         if obstacle is None and self.fused is not False:
-            return self._train_fused(inputs)
+            gamma, beta = self._gamma_and_beta("float32")
+            axis = self._channel_axes[0]
+            outputs, batch = fused.normalize(inputs, gamma, beta, axis, self.epsilon)
+            return ops.cast(outputs, self.compute_dtype), batch
         if self.fused:
             raise ValueError(
                 f"BatchNormalization {self.name!r} has fused=True, but the fused path does not "
                 f"cover {obstacle}. Try fused=None, which takes it only where it applies."
             )
-        return self._train_plain(_widened(inputs), mask)
-
-    def _train_fused(self, inputs: Tensor) -> Tensor:
-        gamma, beta = self._gamma_and_beta("float32")
-        axis = self._channel_axes[0]
-        outputs, batch = fused.normalize(inputs, gamma, beta, axis, self.epsilon)
-        self._track(batch)
-        return ops.cast(outputs, self.compute_dtype)
-
-    def _train_plain(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        inputs = _widened(inputs)
         over_replicas = sum_over_replicas if self.synchronized else own_replica
         batch = moments(inputs, self._reduction_axes, mask, over_replicas)
         gamma, beta = self._gamma_and_beta(inputs.dtype)
         if self.renorm:
             r, d, *_ = self._renorm_correction_and_moments(batch.mean, batch.variance)
             gamma, beta = self._compose_transforms(r, d, gamma, beta, inputs.dtype)
-            self._track_renorm(batch)
-        else:
-            self._track(batch)
-        return self._normalized(inputs, batch.mean, batch.variance, gamma, beta)
+        return self._normalized(inputs, batch.mean, batch.variance, gamma, beta), batch
 
     def _obstacle_to_fusing(self, inputs: Tensor, mask: Tensor | None) -> str | None:
         """What keeps this call from the fused path, in words; None when nothing does."""
@@ -305,24 +307,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Move the statistics towards those of `batch`."""
         momentum = self._momentum_now()
         variance = unbiased_variance(batch) if self.unbiased else batch.variance
-        _move(self.moving_mean, batch.mean, momentum, batch.count > 0)
-        _move(self.moving_variance, variance, momentum, batch.count > self._too_few)
-        self._count_batch(batch)
-
-    def _track_renorm(self, batch: Moments) -> None:
-        """Move the statistics of batch renormalization, which follow the standard deviation."""
-        momentum = self._momentum_now()
-        variance = unbiased_variance(batch) if self.unbiased else batch.variance
-        any_mean, any_variance = batch.count > 0, batch.count > self._too_few
-        # The running statistics that correct training batches are compared with σ_B itself.
-        stddev = ops.sqrt(batch.variance + self.epsilon)
-        _move(self.renorm_mean, batch.mean, self.renorm_momentum, any_mean)
-        _move(self.renorm_stddev, stddev, self.renorm_momentum, any_mean)
-
-        _move(self.moving_mean, batch.mean, momentum, any_mean)
-        _move(self.moving_stddev, ops.sqrt(variance + self.epsilon), momentum, any_variance)
-        moving_variance = ops.relu(ops.square(self.moving_stddev) - self.epsilon)
-        _move(self.moving_variance, moving_variance, 0.0, any_variance)
+        has_mean, has_variance = batch.count > 0, batch.count > self._too_few
+        _move(self.moving_mean, batch.mean, momentum, has_mean)
+        if self.renorm:
+            # Batch renormalization averages standard deviations. Those it corrects training
+            # batches by are compared with σ_B, so Bessel's factor has no place in them.
+            batch_stddev = ops.sqrt(batch.variance + self.epsilon)
+            _move(self.renorm_mean, batch.mean, self.renorm_momentum, has_mean)
+            _move(self.renorm_stddev, batch_stddev, self.renorm_momentum, has_mean)
+            stddev = ops.sqrt(variance + self.epsilon)
+            _move(self.moving_stddev, stddev, momentum, has_variance)
+            variance = ops.relu(ops.square(self.moving_stddev) - self.epsilon)
+            momentum = 0.0
+        _move(self.moving_variance, variance, momentum, has_variance)
         self._count_batch(batch)
 
     @property
