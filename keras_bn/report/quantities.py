@@ -14,8 +14,8 @@ def size(size_bytes: float) -> str:
     """Three significant digits in bytes, kB, MB or GB (powers of 1000).
 
     Example:
-        >>> ascii(size(105_660))
-        "'106\\u202fkB'"
+        >>> size(105_660)
+        '106\u202fkB'
     """
     for unit in ("B", "kB", "MB", "GB"):
         # 999.5 would be written as 1000

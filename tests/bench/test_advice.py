@@ -36,7 +36,7 @@ OUTLIERS = np.where(np.arange(50) % 16 == 3, 9.0, STEADY)
 CASES = {
     "too few": ({"samples": [1.0] * 5}, "5 timed runs are too few .* Raise runs"),
     "outliers": ({"samples": OUTLIERS}, r"3 of 50 samples are outliers .*\(affinity\)"),
-    "slower": ({"samples": STEADY * np.linspace(1, 1.1, 50)}, "[5-8]% slower .* cooldown_s"),
+    "slower": ({"samples": STEADY * np.linspace(1, 1.1, 50)}, "[5-8]% slower .*cooldown_s"),
     "faster": ({"samples": STEADY * np.linspace(1.1, 1, 50)}, "[5-8]% faster .* Raise warmup"),
     "noisy": ({"samples": NOISY}, r"known to ±\d+% only"),
     "short": ({"samples": STEADY * 0.0039}, "39.. ns and the timer moves in steps of 40 ns"),
