@@ -7,7 +7,7 @@ compare it with the original model, and only then put it in place.
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import math
 import os
 import tempfile
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from keras_bn.compare.api import RANDOM_SAMPLES, compare_with_outputs
 from keras_bn.compare.result import Comparison
-from keras_bn.compare.run import predict
+from keras_bn.compare.run import LiteRunnable, predict
 from keras_bn.convert.flatbuffer import Contents, read_contents
 from keras_bn.convert.modes import INTEGER_MODES, IO_DTYPES, check_options
 from keras_bn.convert.process import ConverterProcess
 from keras_bn.convert.result import Conversion
-from keras_bn.errors import ComparisonError, ConversionError
-from keras_bn.files import replacing
-from keras_bn.quantize.calibration import calibration_data
-from keras_bn.samples import random_samples, read_samples
+from keras_bn.errors import CalibrationError, ComparisonError, ConversionError
+from keras_bn.files import replacing, require_writable
+from keras_bn.quantize.calibration import DEFAULT_SAMPLES, calibration_data
+from keras_bn.samples import Samples, random_samples, read_samples
 from keras_bn.signature import input_specs
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def convert_all(
     process: ConverterProcess | None = None,
     progress: Progress | None = None,
     verbose: bool = False,
+    failures: dict[str, Exception] | None = None,
 ) -> list[Conversion]:
     """Convert a model in several modes, with one fold, one export and one process.
 
@@ -158,37 +159,45 @@ def convert_all(
             The files are put in place one after the other: an error in one mode leaves those
             before it written.
         io_dtype: Holds for the modes that offer it; the others keep float32.
+        failures: Where given, a calibration, conversion or comparison error of one mode is put
+            here under that mode, and the other modes go on. None raises it.
 
     The other arguments, and the errors, are those of `convert`.
 
     Returns:
-        One `Conversion` for each mode, in the order of `paths`.
+        One `Conversion` for each mode that did not fail, in the order of `paths`.
     """
     check_options(paths, io_dtype=io_dtype, batch_size=batch_size, recurrent=recurrent)
     files = {mode: Path(path) for mode, path in paths.items()}
     for file in files.values():
-        _require_writable(file)
+        require_writable(file)
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"Expected tolerance to be 0 or more, or None; received {tolerance!r}.")
+    if calibration is None and failures is None:
+        for mode in files:
+            _ranges_for(mode, None)
     step = progress or _silent
     with contextlib.ExitStack() as stack:
         process = process or stack.enter_context(ConverterProcess(verbose=verbose))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=process.folder)))
 
         # Imported here: Keras takes seconds, which the process uses to import TensorFlow.
+        import keras
+
         from keras_bn.convert.export import export
         from keras_bn.fold.api import fold as fold_batch_norm
-        from keras_bn.graph.load import load_model, require_finite_weights
+        from keras_bn.loading import load_model, require_finite_weights
 
         if isinstance(model, str | os.PathLike):
             step(f"load {model}")
             model = load_model(model)
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"Expected model to be a keras.Model or a path; received {type(model).__name__}."
+            )
         require_finite_weights(model)
-        calibrated = calibration is not None or any(mode in INTEGER_MODES for mode in files)
-        ranges = calibration_data(model, calibration) if calibrated else None
-        if data is not None:
-            samples = read_samples(data, input_specs(model), error=ComparisonError)
-        else:
-            samples = ranges or random_samples(model, RANDOM_SAMPLES)
-
+        ranges = None if calibration is None else calibration_data(model, calibration)
+        samples = _comparison_samples(model, data, ranges)
         folded = None
         if fold:
             step("fold")
@@ -200,31 +209,37 @@ def convert_all(
             batch_size=batch_size,
             input_names=[spec.name for spec in input_specs(model)],
         )
+        expected = functools.cache(functools.partial(predict, model, samples))
 
-        expected = None
         conversions = []
         for mode, file in files.items():
-            step(f"convert to {mode}")
-            process.submit(
-                exported,
-                quantize=mode,
-                io_dtype=io_dtype if io_dtype in IO_DTYPES[mode] else "float32",
-                calibration=ranges if mode in INTEGER_MODES else None,
-                allow_flex=allow_flex,
-            )
-            if expected is None:  # while the process is at work
-                expected = predict(model, samples)
-            tflite = process.result()
-            contents = read_contents(tflite)
-            if mode in INTEGER_MODES and not allow_float:
-                _require_no_float(contents, mode)
-            comparison = None
-            with replacing(file) as temporary:
-                temporary.write_bytes(tflite)
-                if not any(op.startswith("Flex") for op in contents.ops):
-                    step(f"compare {mode}")
-                    comparison = compare_with_outputs(expected, temporary, samples)
-                    _require_close(comparison, _tolerance(tolerance, mode, model), file)
+            try:
+                step(f"convert to {mode}")
+                process.submit(
+                    exported,
+                    quantize=mode,
+                    io_dtype=io_dtype if io_dtype in IO_DTYPES[mode] else "float32",
+                    calibration=_ranges_for(mode, ranges),
+                    allow_flex=allow_flex,
+                )
+                expected()  # the original's outputs, while the process is at work
+                tflite = process.result()
+                contents = read_contents(tflite)
+                if mode in INTEGER_MODES and not allow_float:
+                    _require_no_float(contents, mode)
+                comparison = None
+                with replacing(file) as temporary:
+                    temporary.write_bytes(tflite)
+                    if not any(op.startswith("Flex") for op in contents.ops):
+                        step(f"compare {mode}")
+                        candidate = LiteRunnable(temporary)
+                        comparison = compare_with_outputs(expected(), candidate, samples)
+                        _require_close(comparison, _tolerance(tolerance, mode, model), file)
+            except (CalibrationError, ConversionError, ComparisonError) as error:
+                if failures is None:
+                    raise
+                failures[mode] = error
+                continue
             conversions.append(
                 Conversion(
                     path=file,
@@ -239,22 +254,28 @@ def convert_all(
     return conversions
 
 
+def _comparison_samples(model: keras.Model, data: Any, ranges: Samples | None) -> Samples:
+    """What the caller named, else the calibration samples, else random ones."""
+    if data is not None:
+        return read_samples(data, input_specs(model), error=ComparisonError)
+    return ranges or random_samples(model, RANDOM_SAMPLES)
+
+
+def _ranges_for(mode: str, ranges: Samples | None) -> Samples | None:
+    """Calibration samples for the modes that need them, which without any is an error."""
+    if mode not in INTEGER_MODES:
+        return None
+    if ranges is None:
+        raise CalibrationError(
+            f"Expected calibration data, from which {mode} takes the ranges of its activations; "
+            "received none. Pass calibration=: an .npz file, arrays or a dataset of about "
+            f"{DEFAULT_SAMPLES} samples like those the model will meet."
+        )
+    return ranges
+
+
 def _silent(step: str) -> None:
     """The progress of a caller who did not ask for it."""
-
-
-def _require_writable(path: Path) -> None:
-    """Find out before minutes of work that its result could not be written.
-
-    Raises:
-        OSError: The one that writing would raise.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(
-            errno.EISDIR, "Expected a file to write, this is a folder", str(path)
-        )
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
 
 
 def _require_no_float(contents: Contents, mode: str) -> None:

@@ -170,8 +170,9 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise _UnsuitableError(f"Expected a file of samples; there is none at {str(path)!r}.")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix == ".npz" else loaded
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except (ValueError, EOFError, zipfile.BadZipFile) as refused:
         # Unpickling runs code that the file chooses, so object arrays stay closed.
         raise _UnsuitableError(

@@ -69,21 +69,17 @@ def compare(
     return compare_with_outputs(run(first, chosen), second, chosen)
 
 
-def compare_with_outputs(
-    expected: Outputs, candidate: Runnable | str | os.PathLike[str], samples: Samples
-) -> Comparison:
+def compare_with_outputs(expected: Outputs, candidate: Runnable, samples: Samples) -> Comparison:
     """Compare `candidate` with outputs that a reference already gave for `samples`.
 
     Args:
         expected: The reference's outputs by name, as from `keras_bn.compare.run.predict`.
-        candidate: A path, or a model from `keras_bn.compare.run.open_model`.
+        candidate: A model from `keras_bn.compare.run.open_model`.
         samples: What the reference was called with, by input name.
 
     Raises:
         ComparisonError: As for `compare`.
     """
-    if isinstance(candidate, str | os.PathLike):
-        candidate = open_model(candidate)
     inputs = _matched(samples, [spec.name for spec in candidate.specs], "inputs")
     checked = read_samples(inputs, candidate.specs, error=ComparisonError)
     if isinstance(candidate, LiteRunnable):

@@ -75,7 +75,7 @@ def open_model(model: keras.Model | str | os.PathLike[str]) -> Runnable:
     path = Path(model)
     if path.suffix == ".tflite":
         return LiteRunnable(path)
-    from keras_bn.graph.load import load_model
+    from keras_bn.loading import load_model
 
     return KerasRunnable(load_model(path))
 
@@ -113,7 +113,13 @@ class KerasRunnable:
     def call(self, batch: Mapping[str, np.ndarray]) -> Outputs:
         import keras
 
-        outputs = call_named(self.model, batch)
+        try:
+            outputs = call_named(self.model, batch)
+        except Exception as failed:  # a layer may raise anything at values that it cannot take
+            raise ComparisonError(
+                f"Expected {self.model.name!r} to run on these samples; it raised "
+                f"{type(failed).__name__}: {failed}. Pass samples that it is made for with data=."
+            ) from failed
         return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
 
 

@@ -10,7 +10,7 @@ result needs neither Keras nor the model's own classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,19 +99,23 @@ def export(
     def serve(
         values: Sequence[tf.Tensor], tensors: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
-            before = [scope.get_current_value(variable) for variable in variables]
+        with keras.StatelessScope() as scope:
+            for variable, value in zip(variables, values, strict=True):
+                scope.add_update((variable, value))
+            before = dict(scope.state_mapping)
             outputs = call_named(
                 model,
                 {spec.name: tensors[name] for spec, name in zip(own_inputs, names, strict=True)},
             )
-            after = [scope.get_current_value(variable) for variable in variables]
-        _require_stateless(model, before, after)
+            updated = {
+                key for key, new in scope.state_mapping.items() if new is not before.get(key)
+            }
+        _require_stateless(model, updated)
         return {name: _as_float32(tensor) for name, tensor in outputs.items()}
 
     with _computing_in_float32(model):
         traced = tf.function(serve, autograph=False).get_concrete_function(
-            [tf.TensorSpec(variable.shape, variable.dtype) for variable in variables],
+            [tf.TensorSpec(v.shape, _widened(v.dtype)) for v in variables],
             {spec.name: tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs},
         )
     outputs = tuple(traced.structured_outputs)
@@ -128,7 +132,10 @@ def export(
     graph = saved_model.meta_graphs.add()
     graph.meta_info_def.tags.append("serve")
     graph.graph_def.MergeFrom(traced.graph.as_graph_def())
-    values = {w.op.name: v.numpy() for w, v in zip(weights, variables, strict=True)}
+    values = {
+        weight.op.name: np.asarray(variable.numpy(), weight.dtype.as_numpy_dtype)
+        for weight, variable in zip(weights, variables, strict=True)
+    }
     for node in graph.graph_def.node:
         if node.name in values:
             _make_constant(node, values[node.name])
@@ -144,24 +151,25 @@ def export(
 
 def _as_exported(spec: InputSpec, name: str, batch_size: int | None) -> InputSpec:
     batch = batch_size if spec.shape[0] is None else spec.shape[0]
-    dtype = "float32" if spec.dtype in REDUCED_FLOATS else spec.dtype
-    return InputSpec(name, (batch, *spec.shape[1:]), dtype)
+    return InputSpec(name, (batch, *spec.shape[1:]), _widened(spec.dtype))
+
+
+def _widened(dtype: str) -> str:
+    return "float32" if dtype in REDUCED_FLOATS else dtype
 
 
 def _as_float32(tensor: tf.Tensor) -> tf.Tensor:
     """A tensor of its own for an output; reduced floats, rare in LiteRT's kernels, widened."""
     import tensorflow as tf
 
-    return (
-        tf.cast(tensor, tf.float32) if tensor.dtype.name in REDUCED_FLOATS else tf.identity(tensor)
-    )
+    return tf.identity(tf.cast(tensor, _widened(tensor.dtype.name)))
 
 
 @contextlib.contextmanager
 def _computing_in_float32(model: keras.Model) -> Iterator[None]:
     """Let every layer of `model` that computes in float16 or bfloat16 compute in float32.
 
-    Weights of mixed precision are float32 already. The policies are put back afterwards.
+    The policies are put back afterwards.
     """
     import keras
 
@@ -179,17 +187,15 @@ def _computing_in_float32(model: keras.Model) -> Iterator[None]:
             layer._dtype_policy = policy
 
 
-def _require_stateless(model: keras.Model, before: Sequence[Any], after: Sequence[Any]) -> None:
-    updated = [
-        variable.path
-        for variable, old, new in zip(model.variables, before, after, strict=True)
-        if old is not new
-    ]
+def _require_stateless(model: keras.Model, updated: Collection[int]) -> None:
+    """Refuse a model that updates variables at inference, of which `updated` are the ids."""
     if updated:
+        paths = [variable.path for variable in model.variables if id(variable) in updated]
+        stateful = [x.name for x in model._flatten_layers() if getattr(x, "stateful", False)]
         raise ConversionError(
             f"Expected a model that keeps no state between calls; {model.name!r} updates "
-            f"{', '.join(updated)} at inference. Build its recurrent layers with stateful=False, "
-            "and take random sampling out of the part that is deployed."
+            f"{', '.join(stateful + paths) or 'variables'} at inference. Build recurrent layers "
+            "with stateful=False, and take random sampling out of the part that is deployed."
         )
 
 

@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "-1",  # conversion uses no GPU, and must not reserve its memory
 }
 _LOG_TAIL_LINES = 15
+# Lines that TensorFlow's quantizer prints each time, and a list of everything that is loaded.
+_NOISE = ("fully_quantize:", "Extension modules:")
 
 
 class ConverterProcess:
@@ -122,6 +124,7 @@ class ConverterProcess:
             self._end_worker()
             self._start()
         self._busy = True
+        self._log_start = self._log.stat().st_size
         with contextlib.suppress(BrokenPipeError):  # a worker that just died; `result` says so
             self._requests.write(json.dumps(request) + "\n")
             self._requests.flush()
@@ -174,13 +177,15 @@ class ConverterProcess:
         cause = f"exit status {status}"
         if status < 0:
             cause = f"signal {signal.Signals(-status).name}"
-        log = self._log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        with self._log.open(errors="replace") as log:
+            log.seek(self._log_start)
+            lines = [line.rstrip() for line in log if not line.startswith(_NOISE)]
         return "\n".join(
             [
                 f"TensorFlow's converter crashed ({cause}). Nothing was written. It is known to "
                 "crash on integer quantization of recurrent loops: try quantize='dynamic', or "
                 "look for the layer at fault by converting parts of the model.",
-                *log,
+                *lines[-_LOG_TAIL_LINES:],
             ]
         )
 
@@ -201,6 +206,13 @@ def _explained(message: str) -> str:
     advice = ""
     if "TensorListReserve" in message:
         advice = "Recurrent loops need a fixed batch: try batch_size=1. "
+    if re.search(r"Unsupported (in|out)put type U?INT", message):
+        advice = (
+            "An operation at its border stays in float, which only io_dtype='float32' with "
+            "allow_float=True accepts. "
+        )
+    if "Empty min/max" in message:
+        advice = "This mode cannot quantize what depends on integer inputs alone: try 'int8'. "
     lines = [line for line in message.splitlines() if ": note: " not in line]
     return f"TensorFlow's converter refused the model. {advice}It said:\n" + "\n".join(
         lines[:_LOG_TAIL_LINES]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from keras_bn.errors import CalibrationError
 from keras_bn.samples import Samples, random_samples, read_samples
 from keras_bn.signature import input_specs
 
@@ -42,12 +41,6 @@ def calibration_data(
         >>> calibration_data(model, np.ones((1000, 4)))["features"].shape
         (200, 4)
     """
-    if data is None:
-        raise CalibrationError(
-            "Expected calibration data, from which integer quantization takes the ranges of its "
-            "activations; received none. Pass calibration=: an .npz file, arrays or a dataset "
-            f"of about {DEFAULT_SAMPLES} samples like those the model will meet."
-        )
     return read_samples(data, input_specs(model), limit=samples)
 
 
