@@ -174,8 +174,13 @@ def _dots(samples: Sequence[float], axis: Axis) -> str:
 
 
 def quality_planes(document: dict[str, Any]) -> list[Plane]:
-    """Accuracy, or SNR where accuracies are not known, against size and against latency."""
+    """Accuracy, or SNR where accuracies are not known, against size and against latency.
+
+    None for a single model, whose two figures need no chart.
+    """
     conversions = document["conversions"]
+    if len(conversions) < 2:
+        return []
     if all(each["accuracy"] is not None for each in conversions):
         quality = {each["name"]: 100 * each["accuracy"] for each in conversions}
         subject, y_title = "Accuracy", "accuracy, %"
@@ -334,7 +339,11 @@ def _by_device(document: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LABEL_LETTERS else f"{name[: LABEL_LETTERS - 1]}…"
+    """Long names lose their middle: what tells files apart is mostly at the end."""
+    if len(name) <= LABEL_LETTERS:
+        return name
+    start = LABEL_LETTERS // 3
+    return f"{name[:start]}…{name[start + 1 - LABEL_LETTERS :]}"
 
 
 def _ticks(values: Sequence[float], places: Sequence[float]) -> list[Tick]:

@@ -43,7 +43,7 @@ def render_html(document: dict[str, Any]) -> str:
         created=tables.moment(document["created"]),
         colours=charts.colours(document),
         strips=charts.strips(document),
-        quality_planes=charts.quality_planes(document) if document["conversions"] else [],
+        quality_planes=charts.quality_planes(document),
         thread_planes=charts.thread_planes(document),
         view_box=f"0 0 {charts.WIDTH} {charts.HEIGHT}",
         frame={

@@ -117,7 +117,7 @@ class TimeUnit:
         smallest = min((value for value in values_ms if value > 0), default=1.0)
         self.name, self.per_ms = next(
             (name, per_ms)
-            for name, per_ms, from_ms in (("s", 1e-3, 1000.0), ("ms", 1.0, 1.0), ("µs", 1e3, 0.0))
+            for name, per_ms, from_ms in (("s", 1e-3, 1000.0), ("ms", 1.0, 0.1), ("µs", 1e3, 0.0))
             if smallest >= from_ms
         )
         self.decimals = _decimals(smallest * self.per_ms, 3)

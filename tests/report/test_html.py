@@ -198,9 +198,28 @@ def test_figures_sort_by_value_and_not_by_text(root):
 
 
 def test_an_exact_model_is_named_where_it_cannot_be_drawn():
-    root = page(document(title="", environment={}, conversions=[conversion(snr_db=float("inf"))]))
+    exact, close = conversion(snr_db=float("inf")), conversion(INT8, "int8")
+    root = page(document(title="", environment={}, conversions=[exact, close]))
     assert "equals the Keras model exactly: net-float32" in root.one("main").text
+    assert len(list(root.all("circle"))) == 1
+
+    exact_too = conversion(INT8, "int8", snr_db=float("inf"))
+    root = page(document(title="", environment={}, conversions=[exact, exact_too]))
     assert "No model has both figures." in root.one("main").text
+
+
+def test_a_single_model_has_no_chart_of_its_quality():
+    root = page(document(title="", environment={}, conversions=[conversion()]))
+    assert list(root.all("figure")) == []
+
+
+def test_long_names_keep_their_end_in_charts():
+    long = [Path(f"out/{'very_' * 8}long_name_{kind}.tflite") for kind in ("float32", "int8")]
+    written = [conversion(long[0]), conversion(long[1], "int8")]
+    root = page(document(title="", environment={}, conversions=written))
+    labels = [text.text for text in root.all("text", class_="name")]
+    assert [len(label) for label in labels] == [24, 24]
+    assert [label.rpartition("_")[2] for label in labels] == ["float32", "int8"]
 
 
 def test_warnings_stand_with_what_they_are_about(root):

@@ -31,6 +31,7 @@ def test_errors_read_as_powers_of_ten_where_small(value, text):
 def test_times_of_a_column_share_unit_and_decimals():
     micro = q.TimeUnit([0.0203, 0.0377])
     assert (micro.name, micro(0.0203), micro(0.0377)) == ("µs", "20.3", "37.7")
+    assert q.TimeUnit([0.25, 30.0]).name == "ms"
     milli = q.TimeUnit([12.0, 3.5])
     assert (milli.name, milli(12.0), milli(3.5)) == ("ms", "12.00", "3.50")
     second = q.TimeUnit([1500.0])
