@@ -7,7 +7,8 @@ moves back into it; "forward", that it precedes the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ def batch_norm_forward(
     return gamma * s, beta + gamma * (mean * s + t - mean) / deviation
 
 
-# --- conditions and the table ------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,21 @@ class Absorb:
 
     Attributes:
         layers: The exact classes; a subclass may compute something else.
+        inputs, outputs: layer → its number of input and of output channels.
         read: layer → its weights as float64 arrays by name, a missing bias as zeros.
-        backward, forward: (layer, weights, affine, shape of the layer's input) → new weights.
-            They raise `Refused` where the algebra does not hold.
+        backward, forward: (layer, weights, scale, shift) → the new weights.
+        check_shift: (layer, shape of its input) → None; refuses to take a shift in forward.
         gains: Constructor arguments of a layer that now needs every array of `read`.
     """
 
     layers: tuple[type, ...]
+    inputs: Callable[[Any], int]
+    outputs: Callable[[Any], int]
     read: Callable[[Any], Arrays]
-    backward: Callable[[Any, Arrays, Affine, Shape], Arrays]
-    forward: Callable[[Any, Arrays, Affine, Shape], Arrays]
-    gains: dict[str, Any]
+    backward: Callable[[Any, Arrays, Array, Array], Arrays]
+    forward: Callable[[Any, Arrays, Array, Array], Arrays]
+    check_shift: Callable[[Any, Shape], None]
+    gains: Mapping[str, Any]
 
 
 def rule_for(layer: Any) -> Absorb | None:
@@ -122,7 +127,36 @@ def rule_for(layer: Any) -> Absorb | None:
     return next((rule for rule in RULES if type(layer) in rule.layers), None)
 
 
-def check_node(node: Node) -> None:
+def backward_channels(rule: Absorb, node: Node, affine: Affine) -> tuple[Array, Array]:
+    """Scale and shift over the output channels of the layer called at `node`.
+
+    Raises:
+        Refused: the layer cannot absorb `affine` on its output.
+    """
+    layer = node.operation
+    _check_call(node)
+    activation = getattr(layer, "activation", keras.activations.linear)
+    if activation is not keras.activations.linear:
+        name = getattr(activation, "__name__", type(activation).__name__)
+        raise Refused(f"the activation {name} inside '{layer.name}' stands between them")
+    return affine.channels(_channel_axis(layer), rule.outputs(layer))
+
+
+def forward_channels(rule: Absorb, node: Node, affine: Affine, shape: Shape) -> tuple[Array, Array]:
+    """Scale and shift over the input channels of the layer, whose input has `shape`.
+
+    Raises:
+        Refused: the layer cannot absorb `affine` on its input.
+    """
+    layer = node.operation
+    _check_call(node)
+    scale, shift = affine.channels(_channel_axis(layer), rule.inputs(layer))
+    if np.any(shift != 0):
+        rule.check_shift(layer, shape)
+    return scale, shift
+
+
+def _check_call(node: Node) -> None:
     """Refuse a call whose layer does not compute with plain weights."""
     layer = node.operation
     if getattr(layer, "quantization_mode", None):
@@ -135,142 +169,112 @@ def check_node(node: Node) -> None:
         raise Refused(f"'{node.path}' is called with training=True")
 
 
-def _array(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
-
-
-def _reader(*kernels: str, outputs: Callable[[Arrays], int]) -> Callable[[Any], Arrays]:
-    """Reads the kernels and the bias, which is zero where the layer has none."""
-
-    def read(layer: Any) -> Arrays:
-        weights = {name: _array(getattr(layer, name)) for name in kernels}
-        weights["bias"] = np.zeros(outputs(weights)) if layer.bias is None else _array(layer.bias)
-        return weights
-
-    return read
-
-
 def _channel_axis(layer: Any) -> int:
     """The channel axis among the axes behind the batch axis."""
+    if is_batch_norm(layer):
+        if not isinstance(layer.axis, int):
+            raise Refused(f"'{layer.name}' normalises over several axes at once")
+        return layer.axis if layer.axis < 0 else layer.axis - 1
     return 0 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
-def _require_linear(layer: Any) -> None:
-    if layer.activation is not keras.activations.linear:
-        name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-        raise Refused(f"the activation {name} inside '{layer.name}' stands between them")
-
-
-def _pads(layer: Any, shape: Shape) -> bool:
-    """Whether the convolution's own padding adds zeros to an input of shape `shape`."""
-    if layer.padding == "valid":
-        return False
-    spatial = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
-    for size, kernel, stride, dilation in zip(
-        spatial, layer.kernel_size, _tuple(layer.strides), _tuple(layer.dilation_rate), strict=True
-    ):
-        extent = (kernel - 1) * dilation + 1
-        if size is None or layer.padding == "causal":
-            padded = extent > 1
-        else:  # output positions × stride must reach beyond the input
-            padded = (-(-size // stride) - 1) * stride + extent > size
-        if padded:
-            return True
-    return False
-
-
-def _tuple(value: Any) -> Sequence[int]:
-    return (value,) if isinstance(value, int) else value
-
-
-def _require_no_shift_into_padding(layer: Any, t: np.ndarray, shape: Shape) -> None:
-    if np.any(t != 0) and _pads(layer, shape):
+def _no_shift_into_padding(layer: Any, shape: Shape) -> None:
+    if _pads(layer, shape):
         raise Refused(
             f"'{layer.name}' pads its input with zeros ({layer.padding}), which the shift would "
             "have to reach as well"
         )
 
 
-def _dense_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    _require_linear(layer)
-    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
-    kernel, bias = dense_backward(weights["kernel"], weights["bias"], s, t)
-    return {"kernel": kernel, "bias": bias}
+def _pads(layer: Any, shape: Shape) -> bool:
+    """Whether the convolution's own padding adds zeros to an input of shape `shape`."""
+    padding = getattr(layer, "padding", "valid")  # a Dense layer has none
+    if padding == "valid":
+        return False
+    spatial = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
+    strides, dilations = _each(layer.strides), _each(layer.dilation_rate)
+    for size, kernel, stride, dilation in zip(
+        spatial,
+        layer.kernel_size,
+        itertools.cycle(strides),
+        itertools.cycle(dilations),
+        strict=False,
+    ):
+        extent = (kernel - 1) * dilation + 1
+        if size is None or padding == "causal":
+            padded = extent > 1
+        else:  # the last window starts there and has to end inside the input
+            padded = (-(-size // stride) - 1) * stride + extent > size
+        if padded:
+            return True
+    return False
 
 
-def _dense_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
+def _no_shift_over_positions(layer: Any, shape: Shape) -> None:
+    if {*_each(layer.kernel_size), *_each(layer.strides)} != {1}:
+        raise Refused(
+            f"'{layer.name}' spreads its input over overlapping or separate positions, so that "
+            "the shift would come out different at each"
+        )
+
+
+def _any_shift(layer: Any, shape: Shape) -> None:
+    return
+
+
+def _each(value: int | Sequence[int]) -> Sequence[int]:
+    return (value,) if isinstance(value, int) else value
+
+
+def _array(variable: Any) -> Array:
+    return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+
+
+def _reader(outputs: Callable[[Any], int], *kernels: str) -> Callable[[Any], Arrays]:
+    """Reads the kernels and the bias, which is zero where the layer has none."""
+
+    def read(layer: Any) -> Arrays:
+        weights = {name: _array(getattr(layer, name)) for name in kernels}
+        weights["bias"] = np.zeros(outputs(layer)) if layer.bias is None else _array(layer.bias)
+        return weights
+
+    return read
+
+
+def _on_kernel(change: Callable[..., tuple[Array, Array]]) -> Callable[..., Arrays]:
+    """Algebra of (kernel, bias, s, t) as a rule's."""
+
+    def algebra(layer: Any, weights: Arrays, s: Array, t: Array) -> Arrays:
+        kernel, bias = change(weights["kernel"], weights["bias"], s, t)
+        return {"kernel": kernel, "bias": bias}
+
+    return algebra
+
+
+def _grouped_forward(layer: Any, weights: Arrays, s: Array, t: Array) -> Arrays:
     groups = getattr(layer, "groups", 1)
-    s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-2] * groups)
-    if hasattr(layer, "padding"):
-        _require_no_shift_into_padding(layer, t, shape)
     kernel, bias = dense_forward(weights["kernel"], weights["bias"], s, t, groups)
     return {"kernel": kernel, "bias": bias}
 
 
-def _depthwise_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    _require_linear(layer)
-    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
-    kernel, bias = depthwise_backward(weights["kernel"], weights["bias"], s, t)
-    return {"kernel": kernel, "bias": bias}
-
-
-def _depthwise_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-2])
-    _require_no_shift_into_padding(layer, t, shape)
-    kernel, bias = depthwise_forward(weights["kernel"], weights["bias"], s, t)
-    return {"kernel": kernel, "bias": bias}
-
-
-def _separable_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    _require_linear(layer)
-    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
+def _separable_backward(layer: Any, weights: Arrays, s: Array, t: Array) -> Arrays:
     pointwise, bias = dense_backward(weights["pointwise_kernel"], weights["bias"], s, t)
     return {**weights, "pointwise_kernel": pointwise, "bias": bias}
 
 
-def _separable_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    s, t = affine.channels(_channel_axis(layer), weights["depthwise_kernel"].shape[-2])
-    _require_no_shift_into_padding(layer, t, shape)
+def _separable_forward(layer: Any, weights: Arrays, s: Array, t: Array) -> Arrays:
     depthwise, bias = separable_forward(
         weights["depthwise_kernel"], weights["pointwise_kernel"], weights["bias"], s, t
     )
     return {**weights, "depthwise_kernel": depthwise, "bias": bias}
 
 
-def _transpose_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    _require_linear(layer)
-    s, t = affine.channels(_channel_axis(layer), weights["bias"].size)
-    kernel, bias = transpose_backward(weights["kernel"], weights["bias"], s, t)
-    return {"kernel": kernel, "bias": bias}
-
-
-def _transpose_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    s, t = affine.channels(_channel_axis(layer), weights["kernel"].shape[-1])
-    one_tap = set(_tuple(layer.kernel_size)) | set(_tuple(layer.strides)) == {1}
-    if np.any(t != 0) and not one_tap:
-        raise Refused(
-            f"'{layer.name}' spreads its input over overlapping or separate positions, so that "
-            "the shift would come out different at each"
-        )
-    kernel, bias = transpose_forward(weights["kernel"], weights["bias"], s, t)
-    return {"kernel": kernel, "bias": bias}
-
-
-def _batch_norm_channels(layer: Any, weights: Arrays, affine: Affine) -> Any:
-    if not isinstance(layer.axis, int):
-        raise Refused(f"'{layer.name}' normalises over several axes at once")
-    axis = layer.axis if layer.axis < 0 else layer.axis - 1
-    return affine.channels(axis, weights["gamma"].size)
-
-
-def _batch_norm_backward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    s, t = _batch_norm_channels(layer, weights, affine)
+def _batch_norm_backward(layer: Any, weights: Arrays, s: Array, t: Array) -> Arrays:
     gamma, beta = batch_norm_backward(weights["gamma"], weights["beta"], s, t)
     return {**weights, "gamma": gamma, "beta": beta}
 
 
-def _batch_norm_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shape) -> Arrays:
-    s, t = _batch_norm_channels(layer, weights, affine)
+def _batch_norm_forward(layer: Any, weights: Arrays, s: Array, t: Array) -> Arrays:
     gamma, beta = batch_norm_forward(
         weights["gamma"],
         weights["beta"],
@@ -283,40 +287,74 @@ def _batch_norm_forward(layer: Any, weights: Arrays, affine: Affine, shape: Shap
     return {**weights, "gamma": gamma, "beta": beta}
 
 
-_OUTPUTS_LAST = _reader("kernel", outputs=lambda weights: weights["kernel"].shape[-1])
+def _last(layer: Any) -> int:
+    return layer.kernel.shape[-1]
+
+
+def _second_last(layer: Any) -> int:
+    return layer.kernel.shape[-2]
+
+
+def _grouped_inputs(layer: Any) -> int:
+    return layer.kernel.shape[-2] * getattr(layer, "groups", 1)
+
+
+def _depthwise_outputs(layer: Any) -> int:
+    return layer.kernel.shape[-2] * layer.kernel.shape[-1]
+
+
+def _separable_inputs(layer: Any) -> int:
+    return layer.depthwise_kernel.shape[-2]
+
+
+def _separable_outputs(layer: Any) -> int:
+    return layer.pointwise_kernel.shape[-1]
+
+
+def _statistics(layer: Any) -> int:
+    return layer.moving_mean.shape[0]
+
 
 RULES = (
     # BN(Dense(x)) -> Dense(x), Dense(BN(x)) -> Dense(x); convolutions alike, padding permitting
     Absorb(
         (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D),
-        _OUTPUTS_LAST,
-        _dense_backward,
-        _dense_forward,
+        _grouped_inputs,
+        _last,
+        _reader(_last, "kernel"),
+        _on_kernel(dense_backward),
+        _grouped_forward,
+        _no_shift_into_padding,
         {"use_bias": True},
     ),
     Absorb(
         (layers.DepthwiseConv1D, layers.DepthwiseConv2D),
-        _reader("kernel", outputs=lambda weights: int(np.prod(weights["kernel"].shape[-2:]))),
-        _depthwise_backward,
-        _depthwise_forward,
+        _second_last,
+        _depthwise_outputs,
+        _reader(_depthwise_outputs, "kernel"),
+        _on_kernel(depthwise_backward),
+        _on_kernel(depthwise_forward),
+        _no_shift_into_padding,
         {"use_bias": True},
     ),
     Absorb(
         (layers.SeparableConv1D, layers.SeparableConv2D),
-        _reader(
-            "depthwise_kernel",
-            "pointwise_kernel",
-            outputs=lambda weights: weights["pointwise_kernel"].shape[-1],
-        ),
+        _separable_inputs,
+        _separable_outputs,
+        _reader(_separable_outputs, "depthwise_kernel", "pointwise_kernel"),
         _separable_backward,
         _separable_forward,
+        _no_shift_into_padding,
         {"use_bias": True},
     ),
     Absorb(
         (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
-        _reader("kernel", outputs=lambda weights: weights["kernel"].shape[-2]),
-        _transpose_backward,
-        _transpose_forward,
+        _last,
+        _second_last,
+        _reader(_second_last, "kernel"),
+        _on_kernel(transpose_backward),
+        _on_kernel(transpose_forward),
+        _no_shift_over_positions,
         {"use_bias": True},
     ),
 )
@@ -324,8 +362,11 @@ RULES = (
 # BN(BN(x)) -> BN(x)
 BATCH_NORM = Absorb(
     (),  # found by `is_batch_norm`: Keras's class and ours
+    _statistics,
+    _statistics,
     read_batch_norm,
     _batch_norm_backward,
     _batch_norm_forward,
+    _any_shift,
     {"center": True, "scale": True},
 )

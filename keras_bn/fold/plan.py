@@ -9,10 +9,11 @@ go together.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_bn.fold import absorb, transmit
 from keras_bn.fold.affine import Affine, Refused
@@ -53,27 +54,52 @@ Send = Callable[[View, Node, Affine], Iterator[Absorption]]
 """Sends the affine of a normalization's call on its way, to where it is absorbed."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One affine that a layer takes in, as vectors over its channels."""
+
+    direction: str
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """A layer and what it takes in; calling it gives the layer's new weights, in float64."""
+
+    layer: Any
+    rule: absorb.Absorb
+    steps: tuple[Step, ...] = ()
+
+    def __call__(self) -> absorb.Arrays:
+        weights = self.rule.read(self.layer)
+        for step in self.steps:
+            change = self.rule.backward if step.direction == "backward" else self.rule.forward
+            weights = change(self.layer, weights, step.scale, step.shift)
+        return weights
+
+    def then(self, step: Step) -> Absorbed:
+        return replace(self, steps=(*self.steps, step))
+
+
 @dataclass
 class _State:
-    """The plan so far: what is left of the graph, and the layers' new weights."""
+    """The plan so far: what is left of the graph, and what the layers have absorbed."""
 
     view: View
     removed: set[Site] = field(default_factory=set)
-    weights: dict[int, absorb.Arrays] = field(default_factory=dict)
-    config: dict[int, dict[str, Any]] = field(default_factory=dict)
+    absorbed: dict[int, Absorbed] = field(default_factory=dict)
 
-    def weights_of(self, layer: Any) -> absorb.Arrays:
-        """The layer's weights, after what it has absorbed so far."""
-        if id(layer) in self.weights:
-            return self.weights[id(layer)]
+    def absorbed_by(self, layer: Any) -> Absorbed:
+        """What `layer`, which has a rule, has taken in so far."""
         rule = absorb.rule_for(layer)
         assert rule is not None
-        return rule.read(layer)
+        return self.absorbed.get(id(layer)) or Absorbed(layer, rule)
 
     def affine_of(self, node: Node) -> Affine:
         """What the normalization called at `node` does in inference."""
         rank = len(self.view.shapes[node.outputs[0]])
-        return affine_of(node.operation, self.weights_of(node.operation), rank)
+        return affine_of(node.operation, self.absorbed_by(node.operation)(), rank)
 
 
 def plan(view: View, *, keep: Collection[str] = ()) -> FoldPlan:
@@ -106,17 +132,21 @@ def plan(view: View, *, keep: Collection[str] = ()) -> FoldPlan:
             if site in state.removed:
                 continue
             try:
-                move, weights = _find_move(state, site, pending)
+                move, absorbed = _find_move(state, site, pending)
             except Refused as refusal:
                 reasons[site] = str(refusal)
             else:
                 folded += _account(move, normalizations)
-                _apply(state, move, weights)
+                _apply(state, move, absorbed)
                 progress = True
     kept = _kept(normalizations, reasons, state.removed) + list(_enclosed(view))
     still_there = {record.layer for record in kept}
     return FoldPlan(
-        Changes(frozenset(state.removed), state.weights, state.config),
+        Changes(
+            frozenset(state.removed),
+            weights=state.absorbed,
+            config={key: absorbed.rule.gains for key, absorbed in state.absorbed.items()},
+        ),
         [record for record in folded if record.layer not in still_there],
         kept,
     )
@@ -139,8 +169,8 @@ def _check_keep(keep: Collection[str], normalizations: list[Node]) -> None:
 
 def _find_move(
     state: _State, site: Site, candidates: Collection[Site]
-) -> tuple[Move, dict[int, absorb.Arrays]]:
-    """The move that removes the normalization at `site`, and the absorbing layers' weights.
+) -> tuple[Move, dict[int, Absorbed]]:
+    """The move that removes the normalization at `site`, and what the layers then hold.
 
     Backward where possible, else forward. `candidates` are the sites that may go along.
     """
@@ -148,7 +178,7 @@ def _find_move(
     for direction, send in (("backward", _send_back), ("forward", _send_forward)):
         try:
             move = _complete(state, _move_site(state, site, send), send, candidates)
-            return move, _absorbed(state, move)
+            return move, _absorb(state, move)
         except Refused as refusal:
             refusals.append(f"{direction}: {refusal}")
     raise Refused("; ".join(refusals))
@@ -295,28 +325,25 @@ def _partner(state: _State, call: Node, send: Send, candidates: Collection[Site]
 # --- carrying it out on the plan ----------------------------------------------------------------
 
 
-def _absorbed(state: _State, move: Move) -> dict[int, absorb.Arrays]:
-    """The weights of the absorbing layers afterwards, by layer id."""
+def _absorb(state: _State, move: Move) -> dict[int, Absorbed]:
+    """The absorbing layers with what they take in by `move`, by layer id."""
     results = {}
     for absorption in move.absorptions:
-        node, layer = absorption.node, absorption.node.operation
-        absorb.check_node(node)
-        rule = absorb.rule_for(layer)
-        assert rule is not None
-        change = rule.backward if absorption.direction == "backward" else rule.forward
-        shape = state.view.shapes[node.inputs[0]]
-        # A shared layer is asked at every call, since its padding depends on the input, and
-        # gives the same answer at each: its calls all meet the same affine.
-        results[id(layer)] = change(layer, state.weights_of(layer), absorption.affine, shape)
+        node, affine = absorption.node, absorption.affine
+        absorbed = state.absorbed_by(node.operation)
+        if absorption.direction == "backward":
+            scale, shift = absorb.backward_channels(absorbed.rule, node, affine)
+        else:
+            shape = state.view.shapes[node.inputs[0]]
+            scale, shift = absorb.forward_channels(absorbed.rule, node, affine, shape)
+        # A shared layer is asked at every call, since its padding depends on its input, and
+        # takes the affine in once: its calls all meet the same.
+        results[id(node.operation)] = absorbed.then(Step(absorption.direction, scale, shift))
     return results
 
 
-def _apply(state: _State, move: Move, weights: dict[int, absorb.Arrays]) -> None:
-    for absorption in move.absorptions:
-        rule = absorb.rule_for(absorption.node.operation)
-        assert rule is not None
-        state.config[id(absorption.node.operation)] = rule.gains
-    state.weights |= weights
+def _apply(state: _State, move: Move, absorbed: dict[int, Absorbed]) -> None:
+    state.absorbed |= absorbed
     state.removed |= move.sites
     state.view = state.view.without(move.sites)
 

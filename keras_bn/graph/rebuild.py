@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,15 @@ class Changes:
 
     Attributes:
         removed: Calls that hand their first input on unchanged.
-        weights: New values by layer id, by the name of the variable and of the layer's attribute
-            that holds it; the layer's other variables are copied.
+        weights: By layer id, a function that gives its new values: by the name of the variable
+            and of the layer's attribute that holds it. It is called once, when the layer is
+            built, so that one layer's values are in memory at a time. The layer's other
+            variables are copied.
         config: Constructor arguments that differ, by layer id.
     """
 
     removed: frozenset[Site] = frozenset()
-    weights: Mapping[int, Weights] = field(default_factory=dict)
+    weights: Mapping[int, Callable[[], Weights]] = field(default_factory=dict)
     config: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -140,10 +142,10 @@ class _Rebuilder:
         if not isinstance(old, keras.Layer) or functional_graph(old) is not None:
             return
         new = self.made[id(old)]
-        changed = self.changes.weights.get(id(old))
-        if changed is None:
+        if id(old) not in self.changes.weights:
             copy_weights(old, new)
             return
+        changed = self.changes.weights[id(old)]()
         for name, value in changed.items():
             getattr(new, name).assign(value)
         twins = {weight.name: weight for weight in new.weights}

@@ -24,7 +24,7 @@ Tensor = int
 
 
 class Site(NamedTuple):
-    """A call inside one Functional model: `owner` is the model's id, `position` counts its calls."""
+    """A call inside one Functional model: the model's id, and which of its calls it is."""
 
     owner: int
     position: int

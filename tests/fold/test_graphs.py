@@ -368,7 +368,7 @@ def test_channels_first_folds_on_its_own_axis():
     c, b = model.layers
     scale = b.gamma.numpy().astype("float64") / np.sqrt(b.moving_variance.numpy() + b.epsilon)
     np.testing.assert_allclose(
-        decisions.changes.weights[id(c)]["kernel"], c.kernel.numpy() * scale, rtol=1e-6
+        decisions.changes.weights[id(c)]()["kernel"], c.kernel.numpy() * scale, rtol=1e-6
     )
 
 
