@@ -1,0 +1,53 @@
+"""The command `keras-bn`, also `python -m keras_bn`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from keras_bn.cli import cli
+from keras_bn.errors import ComparisonError, DeviceError
+
+# Exit codes: 0 done, 1 the result falls short of what was asked, 2 bad usage or bad input,
+# 3 a device failed; 130 is what a shell reports for a program ended by Ctrl-C.
+FALLS_SHORT, BAD_INPUT, DEVICE_FAILED, INTERRUPTED = 1, 2, 3, 130
+
+
+def main(command: click.Command = cli) -> NoReturn:
+    """Run `command` on the process's arguments and exit; no traceback for a user's mistake."""
+    try:
+        sys.exit(command.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if "--verbose" in sys.argv:
+            traceback.print_exc()
+        click.echo(f"keras-bn: {explain(error)}", err=True)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code that `error` ends the command with."""
+    if isinstance(error, ComparisonError):
+        return FALLS_SHORT
+    if isinstance(error, DeviceError):
+        return DEVICE_FAILED
+    return BAD_INPUT
+
+
+def explain(error: Exception) -> str:
+    """`error` in one message for the terminal."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error) or f"{type(error).__name__} (run with --verbose for the traceback)"
+
+
+if __name__ == "__main__":
+    main()

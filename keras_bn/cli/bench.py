@@ -1,0 +1,100 @@
+"""`keras-bn bench`: measure .tflite files side by side."""
+
+from __future__ import annotations
+
+import click
+
+from keras_bn.cli.terminal import Terminal, output_options
+
+
+def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int]:
+    """ "1,2,4" → [1, 2, 4]."""
+    try:
+        return [int(part) for part in value.split(",")] if value else []
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 1,2,4, received {value!r}") from None
+
+
+@click.command(short_help="Measure latency and memory of .tflite files.")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL.tflite...")
+@click.option("--device", default="host", show_default=True, help="Where to measure.")
+@click.option(
+    "--threads", default="1", show_default=True, callback=numbers, metavar="N,N", help="Counts."
+)
+@click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True)
+@click.option("--xnnpack/--no-xnnpack", default=True, show_default=True, help="Its delegate.")
+@click.option("--affinity", callback=numbers, metavar="CPU,CPU", help="Stay on these CPUs.")
+@click.option(
+    "--cooldown",
+    type=click.FloatRange(min=0),
+    default=0,
+    metavar="SECONDS",
+    help="At most so long.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up when nothing happened for so long.",
+)
+@click.option("-o", "--output", metavar="RESULTS.json", help="Keep the results, for a report.")
+@output_options
+def bench(
+    models: tuple[str, ...],
+    device: str,
+    threads: list[int],
+    runs: int,
+    warmup: int,
+    xnnpack: bool,
+    affinity: list[int],
+    cooldown: float,
+    timeout: float,
+    output: str | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Measure latency and memory of .tflite files, interleaved round by round.
+
+    \b
+    Example:
+      keras-bn bench float32.tflite int8.tflite --threads 1,2 -o results.json
+      keras-bn report results.json -o report.html
+    """
+    with Terminal(json=as_json, verbose=verbose) as terminal:
+        from keras_bn.bench.api import benchmark, speedups
+        from keras_bn.cli.environment import versions
+        from keras_bn.cli.tables import benchmark_table
+        from keras_bn.files import require_writable
+        from keras_bn.report.results import document, save
+
+        if output:
+            require_writable(output)
+        with terminal.bar("measure") as advance:
+            results = benchmark(
+                models,
+                device=device,
+                threads=threads,
+                runs=runs,
+                warmup=warmup,
+                xnnpack=xnnpack,
+                affinity=affinity or None,
+                cooldown_s=cooldown,
+                timeout_s=timeout,
+                progress=advance,
+            )
+        gained = speedups(results)
+        written = document(
+            title=f"Latency on {device}",
+            environment=versions(),
+            benchmarks=results,
+            speedups=gained,
+        )
+        terminal.print(benchmark_table(results, gained))
+        terminal.print(*dict.fromkeys(f"warning: {w}" for r in results for w in r.warnings))
+        if output:
+            save(written, output)
+            terminal.print(f"wrote {output}")
+        terminal.emit(written)

@@ -1,0 +1,161 @@
+"""Tables for the terminal, made from result values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from keras_bn.report.quantities import (
+    MISSING,
+    TimeUnit,
+    decibel,
+    factor,
+    factor_interval,
+    percent,
+    scientific,
+    size,
+)
+
+if TYPE_CHECKING:
+    from keras_bn.bench.result import BenchmarkResult, Speedup
+    from keras_bn.compare.result import Comparison
+    from keras_bn.convert.result import Conversion
+    from keras_bn.fold.result import FoldResult
+
+
+def table(title: str, *columns: str, rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        result.add_column(column, justify="right" if position else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(Text(cell) for cell in row))
+    return result
+
+
+def fold_tables(result: FoldResult) -> list[Table]:
+    """What was folded where, and what was kept and why."""
+    tables = []
+    if result.folded:
+        rows = [(each.layer, each.into, each.rule) for each in result.folded]
+        tables.append(_text_table("Folded", "normalization", "into", "rule", rows=rows))
+    if result.kept:
+        kept = [(each.layer, each.reason) for each in result.kept]
+        tables.append(_text_table("Kept", "normalization", "reason", rows=kept))
+    return tables
+
+
+def _text_table(title: str, *columns: str, rows: Iterable[Sequence[str]]) -> Table:
+    result = table(title, *columns, rows=rows)
+    for column in result.columns:
+        column.justify = "left"
+    return result
+
+
+def fold_summary(result: FoldResult) -> str:
+    folded, kept = len(result.folded), len(result.kept)
+    if not folded + kept:
+        return "no batch normalization in this model"
+    return (
+        f"{folded} of {folded + kept} batch normalizations folded; "
+        f"largest difference {scientific(result.max_abs_error)} on random inputs"
+    )
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    rows = [
+        (
+            output.name,
+            scientific(output.max_abs_error),
+            scientific(output.relative_error),
+            decibel(output.snr_db),
+            f"{output.cosine:.6f}",
+            MISSING if output.top1_agreement is None else percent(output.top1_agreement),
+        )
+        for output in comparison.outputs
+    ]
+    title = f"Outputs on {comparison.samples} samples"
+    columns = ("output", "max error", "relative", "SNR dB", "cosine", "same top-1")
+    return table(title, *columns, rows=rows)
+
+
+def conversion_table(conversion: Conversion) -> Table:
+    ops = [
+        (name, str(count), str(conversion.float_ops.get(name, "") or ""))
+        for name, count in conversion.ops.most_common()
+    ]
+    columns = ("operation", "count", "in float") if conversion.float_ops else ("operation", "count")
+    return table("Operations", *columns, rows=[row[: len(columns)] for row in ops])
+
+
+def benchmark_table(results: Sequence[BenchmarkResult], speedups: Sequence[Speedup]) -> Table:
+    unit = TimeUnit(result.latency_ms.median for result in results)
+    gained = {(each.model, each.threads): each for each in speedups}
+
+    def ratio(result: BenchmarkResult) -> str:
+        speedup = gained.get((result.model, result.threads))
+        if speedup is None:
+            return MISSING
+        return f"{factor(speedup.ratio)} {factor_interval(*speedup.ci95)}"
+
+    rows = [
+        (
+            Path(result.model).name,
+            str(result.threads),
+            unit(result.latency_ms.median),
+            f"[{unit(result.latency_ms.ci95[0])}, {unit(result.latency_ms.ci95[1])}]",
+            unit(result.latency_ms.p95),
+            ratio(result),
+            size(result.peak_rss_bytes),
+            size(result.size_bytes),
+        )
+        for result in results
+    ]
+    columns = (
+        "model",
+        "threads",
+        f"median {unit.name}",
+        "95 % interval",
+        "p95",
+        "faster than the first",
+        "peak memory",
+        "file",
+    )
+    return table("Latency", *columns, rows=rows)
+
+
+def summary_table(
+    conversions: Sequence[Conversion],
+    accuracies: Mapping[Path, float],
+    reference: float | None,
+    results: Sequence[BenchmarkResult],
+    speedups: Sequence[Speedup],
+) -> Table:
+    """One line a file: what it weighs, how far it is from the model, how fast it is."""
+    threads = results[0].threads
+    latency = {Path(each.model): each for each in results if each.threads == threads}
+    gained = {Path(each.model): each for each in speedups if each.threads == threads}
+    unit = TimeUnit(result.latency_ms.median for result in latency.values())
+    rows = []
+    for each in conversions:
+        speedup, comparison = gained.get(each.path), each.comparison
+        rows.append(
+            (
+                each.path.name,
+                size(each.size_bytes),
+                percent(accuracies[each.path]) if each.path in accuracies else MISSING,
+                scientific(comparison.max_abs_error) if comparison else MISSING,
+                decibel(comparison.snr_db) if comparison else MISSING,
+                unit(latency[each.path].latency_ms.median),
+                f"{factor(speedup.ratio)} {factor_interval(*speedup.ci95)}" if speedup else MISSING,
+            )
+        )
+    title = "Files"
+    if reference is not None:
+        title += f" (the Keras model's accuracy: {percent(reference)})"
+    columns = ("file", "size", "accuracy", "max error", "SNR dB", f"median {unit.name}")
+    return table(title, *columns, "faster than the first", rows=rows)
