@@ -7,8 +7,18 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+# A span this many times its smallest value squeezes small values flat on a linear axis.
+LOGARITHMIC_FROM = 5.0
 STEPS = (1, 2, 2.5, 5)
 LOGARITHMIC_STEPS = ((1, 2, 5), (1, 3), (1,))
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A value written along an axis, and where."""
+
+    at: float
+    label: str
 
 
 @dataclass(frozen=True)
@@ -40,19 +50,18 @@ class Axis:
 
 
 def spanning(
-    values: Iterable[float], *, from_zero: bool = False, logarithmic_from: float = math.inf
+    values: Iterable[float], *, from_zero: bool = False, may_be_logarithmic: bool = False
 ) -> Axis:
     """An axis with a little room around `values`.
 
     Args:
         values: At least one.
         from_zero: Begin a linear axis at 0.
-        logarithmic_from: Be logarithmic where the largest value is so many times the smallest,
-            both being positive.
+        may_be_logarithmic: Whether it is where the values span a wide range.
     """
     known = list(values)
     low, high = min(known), max(known)
-    if low > 0 and high / low >= logarithmic_from:
+    if may_be_logarithmic and low > 0 and high / low >= LOGARITHMIC_FROM:
         room = (high / low) ** 0.04
         return Axis(low / room, high * room, True)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
@@ -60,6 +69,11 @@ def spanning(
         return Axis(0.0, high + room, False)
     # Room does not make a quantity negative that never is.
     return Axis(max(0.0, low - room) if low >= 0 else low - room, high + room, False)
+
+
+def written(values: Sequence[float], places: Sequence[float]) -> list[Tick]:
+    """The ticks `values`, labelled, at `places`."""
+    return [Tick(at, label) for at, label in zip(places, labels(values), strict=True)]
 
 
 def labels(ticks: Sequence[float]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from keras_bn.report import charts, quantities, schema, summary, tables
+from keras_bn.report import planes, quantities, schema, selection, strips, summary, tables
 
 
 def render_html(document: dict[str, Any]) -> str:
@@ -41,18 +41,18 @@ def render_html(document: dict[str, Any]) -> str:
         document=document,
         sentences=summary.sentences(document),
         created=tables.moment(document["created"]),
-        colours=charts.colours(document),
-        strips=charts.strips(document),
-        quality_planes=charts.quality_planes(document),
-        thread_planes=charts.thread_planes(document),
-        view_box=f"0 0 {charts.WIDTH} {charts.HEIGHT}",
+        colours=selection.colours(document),
+        strips=strips.strips(document),
+        quality_planes=planes.quality_planes(document),
+        thread_planes=planes.thread_planes(document),
+        view_box=f"0 0 {planes.WIDTH} {planes.HEIGHT}",
         frame={
-            "left": charts.LEFT,
-            "right": charts.WIDTH - charts.RIGHT,
-            "top": charts.TOP,
-            "bottom": charts.HEIGHT - charts.BOTTOM,
-            "width": charts.WIDTH,
-            "height": charts.HEIGHT,
+            "left": planes.LEFT,
+            "right": planes.WIDTH - planes.RIGHT,
+            "top": planes.TOP,
+            "bottom": planes.HEIGHT - planes.BOTTOM,
+            "width": planes.WIDTH,
+            "height": planes.HEIGHT,
         },
         overview=tables.overview(document),
         latency=tables.latency(document),

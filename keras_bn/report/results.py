@@ -107,7 +107,7 @@ def document(
                 "ops": dict(each.ops),
                 "float_ops": dict(each.float_ops),
                 "accuracy": accuracy.get(_key(each.path)),
-                "comparison": _comparison(each.comparison),
+                "comparison": comparison_to_json(each.comparison),
             }
             for each in conversions
         ],
@@ -166,7 +166,8 @@ def _fold(fold: FoldResult) -> dict[str, Any]:
     }
 
 
-def _comparison(comparison: Comparison | None) -> dict[str, Any] | None:
+def comparison_to_json(comparison: Comparison | None) -> dict[str, Any] | None:
+    """A comparison in JSON's own types, infinities by name; None stays None."""
     if comparison is None:
         return None
     figures = ("max_abs_error", "snr_db", "cosine", "top1_agreement")

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from keras_bn.report import quantities as q
+from keras_bn.report import selection
 
 QUANTIZATION_WORDS = {"none": "float32", "dynamic": "dynamic-range"}
 # Sizes this close are called the same; a file's metadata alone differs by more.
@@ -26,7 +27,7 @@ def sentences(document: dict[str, Any]) -> list[str]:
     if not found:
         found = [
             f"{_compared(s['name'], s['baseline_name'], None, s)}."
-            for s in _one_thread_count(document["speedups"])
+            for s in selection.fewest_threads(document["speedups"])
         ]
     if not found:
         found = [f"{c['name']} takes {q.size(c['size_bytes'])}." for c in conversions]
@@ -68,26 +69,35 @@ def _conversion(
 def _compared(
     name: str, baseline: str, smaller: float | None, speedup: dict[str, Any] | None
 ) -> str:
-    """ "int8 is 3.60× smaller and 1.40× [1.30, 1.50] faster than float32"."""
-    differences, likenesses = [], []
-    if smaller is not None and abs(smaller - 1) <= SAME_SIZE:
-        likenesses.append("size")
-    elif smaller is not None:
-        larger = f"{q.factor(1 / smaller)} larger"
-        differences.append(f"{q.factor(smaller)} smaller" if smaller > 1 else larger)
-    if speedup is not None:
-        ratio, (low, high) = speedup["ratio"], speedup["ci95"]
-        if low > 1:
-            differences.append(f"{q.factor(ratio)} {q.factor_interval(low, high)} faster")
-        elif high < 1:
-            slower = q.factor_interval(1 / high, 1 / low)
-            differences.append(f"{q.factor(1 / ratio)} {slower} slower")
-        else:
-            likenesses.append("speed")
-    if not differences:
-        return f"{name} and {baseline} do not differ measurably in {' and '.join(likenesses)}"
-    said = f"{name} is {' and '.join(differences)} than {baseline}"
-    return f"{said}, without a measurable difference in {likenesses[0]}" if likenesses else said
+    """ "int8 is 3.60× smaller and, on host with 1 thread, 1.40× [1.3, 1.5] faster than float32"."""
+    size = None if smaller is None else _size(smaller)
+    speed = None if speedup is None else _speed(speedup["ratio"], *speedup["ci95"])
+    where = "" if speedup is None else f"on {speedup['device']} with {selection.threads(speedup)}"
+    if size and speed:
+        return f"{name} is {size} and, {where}, {speed} than {baseline}"
+    if size:
+        undecided = f", without a measurable difference in speed {where}" if speedup else ""
+        return f"{name} is {size} than {baseline}{undecided}"
+    if speed:
+        same = "" if smaller is None else ", without a notable difference in size"
+        return f"{name} is {speed} than {baseline} {where}{same}"
+    kinds = [kind for kind, known in (("size", smaller), ("speed", speedup)) if known is not None]
+    return f"{name} and {baseline} do not differ notably in {' and '.join(kinds)}"
+
+
+def _size(smaller: float) -> str | None:
+    if abs(smaller - 1) <= SAME_SIZE:
+        return None
+    return f"{q.factor(smaller)} smaller" if smaller > 1 else f"{q.factor(1 / smaller)} larger"
+
+
+def _speed(ratio: float, low: float, high: float) -> str | None:
+    """None where the interval holds 1, so that neither can be said."""
+    if low > 1:
+        return f"{q.factor(ratio)} {q.factor_interval(low, high)} faster"
+    if high < 1:
+        return f"{q.factor(1 / ratio)} {q.factor_interval(1 / high, 1 / low)} slower"
+    return None
 
 
 def _quality(conversion: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -113,30 +123,21 @@ def _speedup(name: str, baseline: str, document: dict[str, Any]) -> dict[str, An
     return next(
         (
             s
-            for s in _one_thread_count(document["speedups"])
+            for s in selection.fewest_threads(document["speedups"])
             if s["name"] == name and s["baseline_name"] == baseline
         ),
         None,
     )
 
 
-def _one_thread_count(speedups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the first device at its smallest thread count."""
-    if not speedups:
-        return []
-    device = speedups[0]["device"]
-    threads = min(s["threads"] for s in speedups if s["device"] == device)
-    return [s for s in speedups if s["device"] == device and s["threads"] == threads]
-
-
 def _alone(benchmark: dict[str, Any]) -> str:
-    latency, threads = benchmark["latency_ms"], benchmark["threads"]
+    latency = benchmark["latency_ms"]
     unit = q.TimeUnit([latency["median"]])
     low, high = latency["ci95"]
     return (
         f"{benchmark['name']} takes {unit(latency['median'])} {unit.name} "
         f"[{unit(low)}, {unit(high)}] on {benchmark['device']} with "
-        f"{threads} {'thread' if threads == 1 else 'threads'}."
+        f"{selection.threads(benchmark)}."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from keras_bn.report import charts, quantities
+from keras_bn.report import quantities, selection
 from keras_bn.report.quantities import MISSING, TimeUnit
 
 # Suffixes of the runner's field names.
@@ -60,9 +60,8 @@ def overview(document: dict[str, Any]) -> Table | None:
         return None
     first_size = conversions[0]["size_bytes"]
     with_accuracy = any(each["accuracy"] is not None for each in conversions)
-    medians = {
-        each["name"]: each["latency_ms"]["median"] for each in charts.fewest_threads(document)
-    }
+    measured = selection.fewest_threads(document["benchmarks"])
+    medians = {each["name"]: each["latency_ms"]["median"] for each in measured}
     unit = TimeUnit(medians.values())
     columns = ["Model", "Quantization", "Size", "Smaller by"]
     columns += ["Accuracy"] * with_accuracy + ["Same class", "SNR, dB", "Largest error"]
@@ -79,9 +78,11 @@ def overview(document: dict[str, Any]) -> Table | None:
         row += [_figure(comparison.get("max_abs_error"), quantities.scientific)]
         row += [_figure(medians.get(each["name"]), unit)] * bool(medians)
         rows.append(row)
-    return Table(
-        "Size, closeness to the Keras model, and speed", columns, rows, texts=2, keyed=True
-    )
+    caption = "Size and closeness to the Keras model"
+    if measured:
+        where = f"{measured[0]['device']}, {selection.threads(measured[0])}"
+        caption += f"; median latency on {where}"
+    return Table(caption, columns, rows, texts=2, keyed=True)
 
 
 def latency(document: dict[str, Any]) -> Table | None:
@@ -233,9 +234,8 @@ def warnings(document: dict[str, Any]) -> list[Warnings]:
         shared = [text for text in (told or [{}])[0] if all(text in texts for texts in told)]
     found = [Warnings("All measurements", shared)]
     for each in benchmarks:
-        plural = "thread" if each["threads"] == 1 else "threads"
         own = [text for text in each["warnings"] if text not in shared]
-        found.append(Warnings(f"{each['name']}, {each['threads']} {plural}", own))
+        found.append(Warnings(f"{each['name']}, {selection.threads(each)}", own))
     return [each for each in found if each.texts]
 
 

@@ -23,7 +23,7 @@ def test_all_sections():
         "## Environment",
     ]
     assert "| net-int8 | int8 | 27.8\u202fkB | 3.60\u00d7 | 97.4\u202f% |" in text
-    assert "- int8 is 3.60\u00d7 smaller and " in text
+    assert "- int8 is 3.60\u00d7 smaller and, on host with 1 thread, " in text
     assert "- **net-int8, 1 thread**: Too noisy. Be quiet." in text
     assert "| before, temperature | 48.3 °C |" not in text
     assert "| host: before, temperature | 48.3 °C |" in text

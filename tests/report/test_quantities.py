@@ -50,6 +50,7 @@ def test_times_of_a_column_share_unit_and_decimals():
         "report.markdown",
         "report.quantities",
         "report.results",
+        "report.selection",
     ],
 )
 def test_examples_in_docstrings_hold(module):

@@ -23,21 +23,22 @@ def speedup(ratio, low, high, threads=1):
 
 
 SMALLER = "int8 is 3.60\u00d7 smaller"
+MEASURED = "on host with 1 thread"
 
 CASES = {
     "faster": (
         {"speedups": [speedup(1.4, 1.3, 1.5)], "accuracies": {FLOAT: 0.978, INT8: 0.978}},
-        f"{SMALLER} and 1.40\u00d7 [1.30, 1.50] faster than float32, "
+        f"{SMALLER} and, {MEASURED}, 1.40\u00d7 [1.30, 1.50] faster than float32, "
         "at the same accuracy (97.8\u202f%).",
     ),
     "slower, less accurate": (
         {"speedups": [speedup(0.5, 0.4, 0.8)], "accuracies": {FLOAT: 0.978, INT8: 0.9712}},
-        f"{SMALLER} and 2.00\u00d7 [1.25, 2.50] slower than float32, at 0.7 points lower accuracy "
-        "(97.1\u202f% against 97.8\u202f%).",
+        f"{SMALLER} and, {MEASURED}, 2.00\u00d7 [1.25, 2.50] slower than float32, "
+        "at 0.7 points lower accuracy (97.1\u202f% against 97.8\u202f%).",
     ),
     "undecided, more accurate": (
         {"speedups": [speedup(1.1, 0.9, 1.3)], "accuracies": {FLOAT: 0.97, INT8: 0.98}},
-        f"{SMALLER} than float32, without a measurable difference in speed, "
+        f"{SMALLER} than float32, without a measurable difference in speed {MEASURED}, "
         "at 1.0 points higher accuracy (98.0\u202f% against 97.0\u202f%).",
     ),
     "not measured, agreement": (
@@ -63,15 +64,15 @@ CASES = {
             "conversions": pair(99_000, top1_agreement=None),
             "speedups": [speedup(1.4, 1.3, 1.5)],
         },
-        "int8 is 1.40\u00d7 [1.30, 1.50] faster than float32, without a measurable difference in "
-        "size, with 30.2 dB between signal and error.",
+        f"int8 is 1.40\u00d7 [1.30, 1.50] faster than float32 {MEASURED}, without a notable "
+        "difference in size, with 30.2 dB between signal and error.",
     ),
     "no difference": (
         {
             "conversions": pair(99_000, top1_agreement=None),
             "speedups": [speedup(1.0, 0.9, 1.1)],
         },
-        "int8 and float32 do not differ measurably in size and speed, with 30.2 dB between "
+        "int8 and float32 do not differ notably in size and speed, with 30.2 dB between "
         "signal and error.",
     ),
 }
@@ -102,7 +103,7 @@ def test_without_a_float_model_only_sizes_are_told():
 
 def test_measurements_alone():
     assert summary(speedups=[speedup(1.4, 1.3, 1.5)], benchmarks=[measurement()]) == [
-        "net-int8 is 1.40\u00d7 [1.30, 1.50] faster than net-float32."
+        "net-int8 is 1.40\u00d7 [1.30, 1.50] faster than net-float32 on host with 1 thread."
     ]
     [sentence] = summary(benchmarks=[measurement(median=4.0)])
     assert sentence.startswith("net-float32 takes 4.0")

@@ -1,7 +1,8 @@
-"""Charts as geometry: figures of the document in, places on the page out.
+"""Charts with two axes as geometry: quality against size and latency, latency over threads.
 
 The template draws them, so that names are escaped there like any other text, and colours come
-from the style sheet, which knows whether the page is dark or light.
+from the style sheet, which knows whether the page is dark or light. Places are in units of the
+view box.
 """
 
 from __future__ import annotations
@@ -11,58 +12,17 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
-from keras_bn.report import axes, quantities
-from keras_bn.report.axes import Axis
+from keras_bn.report import axes, quantities, selection
+from keras_bn.report.axes import Tick
 
-# Colours in report.css; more models than that share them, and each is labelled anyway.
-COLOURS = 6
-# Units of the SVG's view box. At this width the labels keep a readable size on a phone.
+# The view box. At this width the labels keep a readable size on a phone.
 WIDTH, HEIGHT = 420, 290
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 42
 LABEL_HEIGHT = 15
 LABEL_LETTERS = 24
-DODGE = 6
 # Roughly the width of a letter at the labels' size: decides only on which side a label goes.
 LETTER_WIDTH = 6.5
-# A span this many times its smallest value squeezes small values flat on a linear axis.
-LOGARITHMIC_FROM = 5.0
-# Successive multiples of the golden ratio spread evenly without a pattern.
-GOLDEN = 0.6180339887498949
-
-
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class StripRow:
-    """One measurement: every sample as a dot, the median and its interval over them.
-
-    Places are in per cent of the chart's width; `dots` is an SVG path in a 1000 × 100 box.
-    """
-
-    name: str
-    threads: int
-    colour: int
-    dots: str
-    median: float
-    low: float
-    high: float
-    p5: float
-    p95: float
-    median_text: str
-    interval_text: str
-
-
-@dataclass(frozen=True)
-class Strips:
-    device: str
-    unit: str
-    logarithmic: bool
-    ticks: list[Tick]
-    rows: list[StripRow]
+DODGE = 6
 
 
 @dataclass(frozen=True)
@@ -108,71 +68,6 @@ class Plane:
     omitted: list[str]
 
 
-def colours(document: dict[str, Any]) -> dict[str, int]:
-    """Every model's colour, the same in all charts."""
-    names = [record["name"] for record in (*document["conversions"], *document["benchmarks"])]
-    return {name: index % COLOURS for index, name in enumerate(dict.fromkeys(names))}
-
-
-def strips(document: dict[str, Any]) -> list[Strips]:
-    """Latency distributions, a chart for each device."""
-    colour = colours(document)
-    return [
-        _strips(device, sorted(rows, key=lambda each: each["threads"]), colour)
-        for device, rows in _by_device(document)
-    ]
-
-
-def _strips(device: str, benchmarks: list[dict[str, Any]], colour: dict[str, int]) -> Strips:
-    latencies = [benchmark["latency_ms"] for benchmark in benchmarks]
-    unit = quantities.TimeUnit(latency["median"] for latency in latencies)
-    axis = axes.spanning(
-        (sample for latency in latencies for sample in latency["samples"]),
-        logarithmic_from=LOGARITHMIC_FROM,
-    )
-
-    def at(value_ms: float) -> float:
-        # The ends of an interval and quantiles lie among the samples; a damaged file's may not.
-        return round(100 * min(1.0, max(0.0, axis(max(value_ms, axis.low)))), 2)
-
-    rows = [
-        StripRow(
-            name=benchmark["name"],
-            threads=benchmark["threads"],
-            colour=colour[benchmark["name"]],
-            dots=_dots(latency["samples"], axis),
-            median=at(latency["median"]),
-            low=at(latency["ci95"][0]),
-            high=at(latency["ci95"][1]),
-            p5=at(latency["p5"]),
-            p95=at(latency["p95"]),
-            median_text=f"{unit(latency['median'])} {unit.name}",
-            interval_text=f"[{unit(latency['ci95'][0])}, {unit(latency['ci95'][1])}]",
-        )
-        for benchmark, latency in zip(benchmarks, latencies, strict=True)
-    ]
-    in_unit = Axis(axis.low * unit.per_ms, axis.high * unit.per_ms, axis.logarithmic)
-    ticks = in_unit.ticks(5)
-    return Strips(
-        device=device,
-        unit=unit.name,
-        logarithmic=axis.logarithmic,
-        ticks=[
-            Tick(round(100 * in_unit(tick), 2), label)
-            for tick, label in zip(ticks, axes.labels(ticks), strict=True)
-        ],
-        rows=rows,
-    )
-
-
-def _dots(samples: Sequence[float], axis: Axis) -> str:
-    """A path of dots, each a line of almost no length with round ends."""
-    return "".join(
-        f"M{1000 * axis(sample):.1f} {12 + 76 * (index * GOLDEN % 1):.0f}h.01"
-        for index, sample in enumerate(samples)
-    )
-
-
 def quality_planes(document: dict[str, Any]) -> list[Plane]:
     """Accuracy, or SNR where accuracies are not known, against size and against latency.
 
@@ -197,38 +92,30 @@ def quality_planes(document: dict[str, Any]) -> list[Plane]:
     sizes: dict[str, tuple[float, ...]] = {
         each["name"]: (each["size_bytes"],) * 3 for each in conversions
     }
+    measured = selection.fewest_threads(document["benchmarks"])
     latencies = {
         each["name"]: (each["latency_ms"]["median"], *each["latency_ms"]["ci95"])
-        for each in fewest_threads(document)
+        for each in measured
     }
     size_unit, per_byte = _size_unit(value for value, _, _ in sizes.values())
     time_unit = quantities.TimeUnit(value for value, _, _ in latencies.values())
-    colour = colours(document)
+    colour = selection.colours(document)
+    where = f", {measured[0]['device']}, {selection.threads(measured[0])}" if measured else ""
     return [
         _plane(f"{subject} against size", f"size, {size_unit}", y_title,
                _scaled(sizes, per_byte), quality, reference, colour),
-        _plane(f"{subject} against latency", f"median latency, {time_unit.name}",
-               y_title, _scaled(latencies, time_unit.per_ms), quality, reference, colour),
+        _plane(f"{subject} against latency{where}", f"median latency, {time_unit.name}", y_title,
+               _scaled(latencies, time_unit.per_ms), quality, reference, colour),
     ]  # fmt: skip
-
-
-def fewest_threads(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The measurements on the first device at its smallest thread count."""
-    benchmarks = document["benchmarks"]
-    if not benchmarks:
-        return []
-    device = benchmarks[0]["device"]
-    threads = min(each["threads"] for each in benchmarks if each["device"] == device)
-    return [each for each in benchmarks if (each["device"], each["threads"]) == (device, threads)]
 
 
 def thread_planes(document: dict[str, Any]) -> list[Plane]:
     """Median latency over thread counts, for each device that was measured at several."""
     planes = []
-    for device, benchmarks in _by_device(document):
+    for device, benchmarks in selection.by_device(document["benchmarks"]):
         counts = sorted({each["threads"] for each in benchmarks})
         if len(counts) > 1:
-            planes.append(_thread_plane(device, counts, benchmarks, colours(document)))
+            planes.append(_thread_plane(device, counts, benchmarks, selection.colours(document)))
     return planes
 
 
@@ -267,7 +154,7 @@ def _thread_plane(
         x_title="threads",
         y_title=f"median latency, {unit.name}",
         x_ticks=[Tick(x, str(threads)) for threads, x in x_of.items()],
-        y_ticks=_ticks(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
+        y_ticks=axes.written(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
         points=[],
         lines=[
             replace(line, label_y=label_y) for line, label_y in zip(lines, label_ys, strict=True)
@@ -293,7 +180,7 @@ def _plane(
     if not drawn:
         return Plane(title, x_title, y_title, [], [], [], [], None, omitted)
     x_axis = axes.spanning(
-        (value for name in drawn for value in x_values[name]), logarithmic_from=LOGARITHMIC_FROM
+        (value for name in drawn for value in x_values[name]), may_be_logarithmic=True
     )
     y_axis = axes.spanning([*drawn.values(), *([] if reference is None else [reference])])
     places = {
@@ -323,19 +210,13 @@ def _plane(
         title=title,
         x_title=x_title,
         y_title=y_title,
-        x_ticks=_ticks(x_ticks, [_x(x_axis(tick)) for tick in x_ticks]),
-        y_ticks=_ticks(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
+        x_ticks=axes.written(x_ticks, [_x(x_axis(tick)) for tick in x_ticks]),
+        y_ticks=axes.written(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
         points=points,
         lines=[],
         reference=None if reference is None else Tick(_y(y_axis(reference)), "Keras model"),
         omitted=omitted,
     )
-
-
-def _by_device(document: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    benchmarks = document["benchmarks"]
-    devices = dict.fromkeys(each["device"] for each in benchmarks)
-    return [(device, [b for b in benchmarks if b["device"] == device]) for device in devices]
 
 
 def _short(name: str) -> str:
@@ -344,10 +225,6 @@ def _short(name: str) -> str:
         return name
     start = LABEL_LETTERS // 3
     return f"{name[:start]}…{name[start + 1 - LABEL_LETTERS :]}"
-
-
-def _ticks(values: Sequence[float], places: Sequence[float]) -> list[Tick]:
-    return [Tick(at, label) for at, label in zip(places, axes.labels(values), strict=True)]
 
 
 def _x(fraction: float) -> float:
