@@ -197,12 +197,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(
         self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        if mask is not None:
-            mask = align_mask(mask, inputs, self._channel_axes)
         if training and self.trainable:
             outputs, batch = self.normalize_batch(inputs, mask)
             self._track(batch)
             return outputs
+        if mask is not None:
+            align_mask(mask, inputs, self._channel_axes)  # refused here as it is in training
         inputs = _widened(inputs)
         return self._normalized(
             inputs,
@@ -211,13 +211,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             *self._gamma_and_beta(inputs.dtype),
         )
 
-    def normalize_batch(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Moments]:
-        """What a training call returns, and the moments of the batch; no statistic moves.
-
-        Args:
-            inputs: Tensor of the shape the layer was built for.
-            mask: None, or a mask of the rank of the inputs, as from `align_mask`.
-        """
+    def normalize_batch(self, inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Moments]:
+        """What a training call returns, and the moments of the batch; no statistic moves."""
+        if mask is not None:
+            mask = align_mask(mask, inputs, self._channel_axes)
         obstacle = self._obstacle_to_fusing(inputs, mask)
         if obstacle is None and self.fused is not False:
             gamma, beta = self._gamma_and_beta("float32")

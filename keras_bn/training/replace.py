@@ -72,7 +72,7 @@ def _copy(operation: Any, options: dict[str, Any], copy: Callable[[Any], Any]) -
     if not isinstance(operation, keras.Layer):
         return operation  # a function of keras.ops, which has no state
     if _is_stock(operation):
-        return BatchNormalization(**{**_arguments(operation), **options})
+        return like(operation, **options)
     if _is_open(operation):
         model = keras.models.clone_model(
             operation, input_tensors=_new_inputs(operation), clone_function=copy
@@ -94,10 +94,15 @@ def _copy(operation: Any, options: dict[str, Any], copy: Callable[[Any], Any]) -
     return type(operation).from_config(operation.get_config())
 
 
-def _arguments(layer: keras.Layer) -> dict[str, Any]:
-    """What `layer` was constructed with, as objects rather than their configurations."""
-    arguments = {name: getattr(layer, name) for name in layer.get_config() if name != "dtype"}
-    return {**arguments, "dtype": layer.dtype_policy}
+def like(layer: keras.layers.BatchNormalization, **options: Any) -> BatchNormalization:
+    """This package's layer with the arguments of `layer`, which is Keras's; not yet built.
+
+    Initializers, regularizers and constraints are the same objects, so that none of them has to
+    be registered as serializable.
+    """
+    names = set(keras.layers.BatchNormalization.get_config(layer)) - {"dtype"}
+    arguments = {name: getattr(layer, name) for name in names}
+    return BatchNormalization(**{**arguments, "dtype": layer.dtype_policy, **options})
 
 
 def _carry_weights_over(original: keras.Layer, twin: keras.Layer) -> None:
