@@ -202,7 +202,9 @@ def travel(
         terminal.print(*fold_tables(folded), fold_summary(folded), "")
     terminal.print(summary_table(conversions, accuracies, reference, results, gained))
     terminal.print(*(f"not converted to {mode}: {why}" for mode, why in failures.items()))
-    terminal.print(f"wrote {folder / 'report.html'} and {folder / 'results.json'}")
+    terminal.print(
+        f"wrote {len(conversions)} .tflite files, results.json and report.html to {folder}"
+    )
     terminal.emit(written)
     return failures
 

@@ -135,7 +135,7 @@ def summary_table(
     results: Sequence[BenchmarkResult],
     speedups: Sequence[Speedup],
 ) -> Table:
-    """One line a file: what it weighs, how far it is from the model, how fast it is."""
+    """One line a conversion: what it weighs, how far it is from the model, how fast it is."""
     threads = results[0].threads
     latency = {Path(each.model): each for each in results if each.threads == threads}
     gained = {Path(each.model): each for each in speedups if each.threads == threads}
@@ -145,17 +145,17 @@ def summary_table(
         speedup, comparison = gained.get(each.path), each.comparison
         rows.append(
             (
-                each.path.name,
+                "float32" if each.quantize == "none" else each.quantize,
                 size(each.size_bytes),
                 percent(accuracies[each.path]) if each.path in accuracies else MISSING,
                 scientific(comparison.max_abs_error) if comparison else MISSING,
                 decibel(comparison.snr_db) if comparison else MISSING,
                 unit(latency[each.path].latency_ms.median),
-                f"{factor(speedup.ratio)} {factor_interval(*speedup.ci95)}" if speedup else MISSING,
+                f"{factor(speedup.ratio)} {factor_interval(*speedup.ci95)}" if speedup else "1",
             )
         )
-    title = "Files"
+    title = "Converted"
     if reference is not None:
-        title += f" (the Keras model's accuracy: {percent(reference)})"
-    columns = ("file", "size", "accuracy", "max error", "SNR dB", f"median {unit.name}")
-    return table(title, *columns, "faster than the first", rows=rows)
+        title += f" (accuracy of the Keras model: {percent(reference)})"
+    columns = ("", "size", "accuracy", "max error", "SNR dB", f"latency {unit.name}", "faster by")
+    return table(title, *columns, rows=rows)

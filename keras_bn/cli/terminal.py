@@ -91,7 +91,8 @@ class Terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-        with Progress(*columns, console=self._err, transient=True) as progress:
+        quiet = not self._err.is_terminal
+        with Progress(*columns, console=self._err, transient=True, disable=quiet) as progress:
             task = progress.add_task(description, total=None)
 
             def advance(done: int, total: int, what: str) -> None:
