@@ -8,6 +8,7 @@ NARROW_SPACE = "\u202f"
 MINUS = "\u2212"
 MISSING = "\u2013"
 TIMES = "\u00d7"
+INFINITIES = {"inf": "∞", "-inf": MINUS + "∞"}
 
 
 def size(size_bytes: float) -> str:
@@ -84,7 +85,7 @@ def factor_interval(low: float, high: float) -> str:
 def decibel(snr_db: float | str) -> str:
     """Signal-to-noise ratio; a document writes an infinite one as "inf"."""
     if isinstance(snr_db, str):
-        return "∞" if snr_db == "inf" else MISSING
+        return INFINITIES.get(snr_db, MISSING)
     return f"{snr_db:.1f}".replace("-", MINUS)
 
 
@@ -96,7 +97,7 @@ def scientific(value: float | str) -> str:
         ('0', '0.25', '3.1·10⁻⁷')
     """
     if isinstance(value, str):
-        return {"inf": "∞", "-inf": MINUS + "∞"}.get(value, MISSING)
+        return INFINITIES.get(value, MISSING)
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return significant(value, 2)
     mantissa, _, exponent = f"{value:.1e}".partition("e")

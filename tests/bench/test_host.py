@@ -192,6 +192,31 @@ def test_a_crash_of_the_interpreter_names_the_model_and_what_it_printed(
     assert "native code prints" in str(caught.value)
 
 
+SILENT_FOR_GOOD = """
+    import os, sys, time
+    from enum import Enum
+    OpResolverType = Enum("OpResolverType", "AUTO BUILTIN_WITHOUT_DEFAULT_DELEGATES")
+    class Interpreter:
+        def __init__(self, **options):
+            if "--probe" not in sys.argv:
+                os.closerange(1, 100)
+                time.sleep(60)
+        def allocate_tensors(self): pass
+        def get_input_details(self): return []
+        def invoke(self): pass
+"""
+
+
+def test_a_process_that_closes_its_outputs_and_stays_is_given_up(models, tmp_path, monkeypatch):
+    stub_interpreter(tmp_path, monkeypatch, SILENT_FOR_GOOD)
+    marked = tmp_path / "model.tflite"
+    marked.write_bytes(models.small.read_bytes())
+
+    with pytest.raises(DeviceError, match="did not end within 2 s of its last output"):
+        benchmark(marked, timeout_s=2)
+    assert eventually_none_running(marked)
+
+
 def test_a_missing_interpreter_says_what_to_install(models, tmp_path, monkeypatch):
     stub_interpreter(tmp_path, monkeypatch, "raise ImportError('no such wheel')")
 

@@ -28,6 +28,16 @@ def test_errors_read_as_powers_of_ten_where_small(value, text):
     assert q.scientific(value) == text
 
 
+def test_signal_to_noise_ratios_may_be_infinite():
+    assert [q.decibel(snr) for snr in (30.25, -3.0, "inf", "-inf", "nan")] == [
+        "30.2",
+        f"{q.MINUS}3.0",
+        "∞",
+        f"{q.MINUS}∞",
+        q.MISSING,
+    ]
+
+
 def test_times_of_a_column_share_unit_and_decimals():
     micro = q.TimeUnit([0.0203, 0.0377])
     assert (micro.name, micro(0.0203), micro(0.0377)) == ("µs", "20.3", "37.7")

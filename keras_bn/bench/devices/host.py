@@ -52,10 +52,18 @@ def run(request: Request) -> dict[str, Any]:
         for reader in readers:
             reader.start()
         printed = _follow(lines, request)
-    except BaseException:  # Ctrl-C as well: nothing is left running
-        # The child has not been waited for, so its group still exists under this number.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+        child.wait(timeout=request.timeout_s)
+    except BaseException as error:  # Ctrl-C as well: nothing is left running
+        # Until it has been waited for, the child's group exists under its number; macOS refuses
+        # signals to a group of which only ended processes are left.
+        if child.returncode is None:
+            with contextlib.suppress(PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise DeviceError(
+                f"The benchmark process did not end within {request.timeout_s:g} s of its last "
+                "output and was stopped."
+            ) from None
         raise
     finally:
         child.wait()
