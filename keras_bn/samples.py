@@ -6,9 +6,10 @@ name to one array with the samples on its first axis, in the dtype the model dec
 
 from __future__ import annotations
 
+import itertools
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ def read_samples(
         data: The samples.
         specs: The model's inputs.
         limit: At most this many samples: spread evenly over arrays and files, which are often
-            sorted by class; the first ones of an iterable, which is read no further.
+            sorted by class; the first ones of an iterable, which is read no further. An iterable
+            without an end needs it.
         error: The error to raise, which names the samples' purpose.
 
     Returns:
@@ -197,9 +199,8 @@ def _by_position(arrays: Sequence[Any], specs: Sequence[InputSpec]) -> Mapping[s
 
 def _batches(data: Any) -> Iterator[Any]:
     if hasattr(data, "num_batches"):  # a PyDataset has indices, and may have no end
-        count = data.num_batches
-        indices: Iterable[int] = range(count) if count is not None else iter(int, 1)
-        return (data[index] for index in indices)
+        endless = data.num_batches is None
+        return (data[i] for i in (itertools.count() if endless else range(data.num_batches)))
     return iter(data)
 
 

@@ -49,6 +49,14 @@ def passing_model() -> keras.Model:
     return randomize(keras.Model(left, [x, left, x]))
 
 
+def free_size_model() -> keras.Model:
+    """Images of any size, with axes other than the batch left free."""
+    x = image = keras.Input((None, None, 3), name="image")
+    for _ in range(2):
+        x = layers.BatchNormalization()(layers.Conv2D(4, 3, strides=2)(x))
+    return randomize(keras.Model(image, layers.Dense(3)(layers.GlobalMaxPooling2D()(x))))
+
+
 def token_model() -> keras.Model:
     """Integer inputs: an embedding's rows, most of which random integers would miss."""
     ids = keras.Input((7,), dtype="int32", name="ids")
@@ -68,6 +76,7 @@ MODELS = {
     "nested": nested_model,
     "sequential": sequential_model,
     "passing": passing_model,
+    "free_size": free_size_model,
     "tokens": token_model,
     "lstm": lstm_model,
 }

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_bn.errors import UnsupportedModelError
+from keras_bn.samples import random_samples
 from keras_bn.signature import InputSpec, call_named, input_specs, output_names
 from tests.deployable import MODELS
 
@@ -26,11 +27,7 @@ def test_names_are_those_that_keras_exports(name, tmp_path, capsys):
 @pytest.mark.parametrize("name", MODELS)
 def test_call_named_gives_what_the_model_gives(name):
     model = MODELS[name]()
-    rng = np.random.default_rng(0)
-    named = {
-        spec.name: rng.integers(0, 9, (2, *spec.shape[1:])).astype(spec.dtype)
-        for spec in input_specs(model)
-    }
+    named = random_samples(model, 2)
     structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     direct = model(keras.tree.map_structure(lambda tensor: named[tensor.name], structure))
     outputs = call_named(model, named)

@@ -74,7 +74,9 @@ def open_model(model: keras.Model | str | os.PathLike[str]) -> Runnable:
         return KerasRunnable(model)
     path = Path(model)
     if path.suffix == ".tflite":
-        return LiteRunnable(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"Expected a .tflite file; there is none at {str(path)!r}.")
+        return LiteRunnable(path.read_bytes(), name=str(path))
     from keras_bn.loading import load_model
 
     return KerasRunnable(load_model(path))
@@ -127,23 +129,23 @@ class LiteRunnable:
     """A `.tflite` file in ai_edge_litert's interpreter.
 
     Inputs and outputs go by the names of the file's signature; a file without one goes by its
-    tensors' names.
+    tensors' names. Tensors get their sizes in `call`: a file may leave more than the batch free.
+
+    Args:
+        tflite: The file's content.
+        name: What errors call it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, tflite: bytes, name: str) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        if not path.is_file():
-            raise FileNotFoundError(f"Expected a .tflite file; there is none at {str(path)!r}.")
-        self._path = path
+        self._name = name
         try:
             with _quiet():
-                self._interpreter = Interpreter(model_path=str(path))
-                self._interpreter.allocate_tensors()
+                self._interpreter = Interpreter(model_content=tflite)
         except (ValueError, RuntimeError) as refused:
             raise ComparisonError(
-                f"Expected a .tflite file that LiteRT's own operations can run; {str(path)!r} was "
-                f"refused: {refused}"
+                f"Expected a .tflite file that LiteRT can run; {name!r} was refused: {refused}"
             ) from refused
         signatures = self._interpreter.get_signature_list()
         self._runner = None
@@ -155,6 +157,8 @@ class LiteRunnable:
         else:
             self._inputs = {d["name"]: d for d in self._interpreter.get_input_details()}
             self._outputs = {d["name"]: d for d in self._interpreter.get_output_details()}
+        if not self._inputs:
+            raise ComparisonError(f"Expected a file with inputs; {name!r} has none.")
         self.specs = tuple(_spec(name, detail) for name, detail in self._inputs.items())
         self.batch_size = self.specs[0].shape[0] if self.specs[0].shape else 1
         self.output_names = tuple(self._outputs)
@@ -162,9 +166,13 @@ class LiteRunnable:
     def call(self, batch: Mapping[str, np.ndarray]) -> Outputs:
         quantized = {name: _quantize(batch[name], self._inputs[name]) for name in self._inputs}
         try:
-            raw = self._invoke(quantized)
+            with _quiet():
+                raw = self._invoke(quantized)
         except (ValueError, RuntimeError) as failed:
-            raise ComparisonError(f"{str(self._path)!r} failed to run: {failed}") from failed
+            raise ComparisonError(
+                f"Expected a .tflite file that LiteRT's own operations can run on these samples; "
+                f"{self._name!r} failed: {failed}"
+            ) from failed
         return {name: _dequantize(raw[name], self._outputs[name]) for name in self._outputs}
 
     def _invoke(self, tensors: Mapping[str, np.ndarray]) -> Outputs:

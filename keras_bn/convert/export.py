@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_bn.errors import ConversionError
+from keras_bn.errors import ConversionError, KerasBNError
 from keras_bn.signature import InputSpec, call_named, input_specs
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
-
-SIGNATURE_KEY = "serving_default"
 
 # Keras's compute dtypes below float32.
 REDUCED_FLOATS = ("float16", "bfloat16")
@@ -69,13 +67,32 @@ def export(
 
     Raises:
         ConversionError: Keras runs on another backend than TensorFlow, the model keeps state
-            between calls, or its weights exceed 2 GiB.
+            between calls, cannot be traced, or has weights of more than 2 GiB.
         UnsupportedModelError: The model's inputs cannot be told.
     """
+    _require_exportable(model)
+    own_inputs = input_specs(model)
+    names = input_names or [spec.name for spec in own_inputs]
+    inputs = tuple(
+        _as_exported(spec, name, batch_size) for spec, name in zip(own_inputs, names, strict=True)
+    )
+    try:
+        with _computing_in_float32(model):
+            traced, outputs = _trace(model, inputs)
+    except KerasBNError:
+        raise
+    except Exception as failed:  # a layer may raise anything
+        raise ConversionError(
+            f"Expected {model.name!r} to run in a TensorFlow graph on inputs of shape "
+            f"{', '.join(str(spec.shape) for spec in inputs)}; it raised "
+            f"{type(failed).__name__}: {failed}"
+        ) from failed
+    (folder / "saved_model.pb").write_bytes(_saved_model(model, traced, inputs, outputs))
+    return Export(folder, inputs, outputs)
+
+
+def _require_exportable(model: keras.Model) -> None:
     import keras
-    import tensorflow as tf
-    from tensorflow.core.protobuf import saved_model_pb2
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     if keras.backend.backend() != "tensorflow":
         raise ConversionError(
@@ -83,70 +100,79 @@ def export(
             f"{keras.backend.backend()!r}. Save the model and convert the file with "
             "KERAS_BACKEND=tensorflow."
         )
-    weight_bytes = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
+    weight_bytes = sum(int(np.prod(variable.shape)) * 4 for variable in model.variables)
     if weight_bytes > MAX_WEIGHT_BYTES:
         raise ConversionError(
             f"Expected weights of less than 2 GiB, the limit of TensorFlow's graph format; "
             f"{model.name!r} has {weight_bytes / 2**30:.1f} GiB in float32."
         )
-    own_inputs = input_specs(model)
-    names = input_names or [spec.name for spec in own_inputs]
-    inputs = tuple(
-        _as_exported(spec, name, batch_size) for spec, name in zip(own_inputs, names, strict=True)
-    )
-    variables = model.variables
+
+
+def _trace(model: keras.Model, inputs: Sequence[InputSpec]) -> tuple[Any, tuple[str, ...]]:
+    """A concrete function of the model's variables and inputs, and the names of its outputs."""
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     def serve(
         values: Sequence[tf.Tensor], tensors: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
+        by_own_name = {
+            own.name: tensors[spec.name]
+            for own, spec in zip(input_specs(model), inputs, strict=True)
+        }
         with keras.StatelessScope() as scope:
-            for variable, value in zip(variables, values, strict=True):
+            for variable, value in zip(model.variables, values, strict=True):
                 scope.add_update((variable, value))
             before = dict(scope.state_mapping)
-            outputs = call_named(
-                model,
-                {spec.name: tensors[name] for spec, name in zip(own_inputs, names, strict=True)},
-            )
-            updated = {
-                key for key, new in scope.state_mapping.items() if new is not before.get(key)
-            }
-        _require_stateless(model, updated)
+            outputs = call_named(model, by_own_name)
+            after = scope.state_mapping
+        _require_stateless(model, {key for key in after if after[key] is not before.get(key)})
         return {name: _as_float32(tensor) for name, tensor in outputs.items()}
 
-    with _computing_in_float32(model):
-        traced = tf.function(serve, autograph=False).get_concrete_function(
-            [tf.TensorSpec(v.shape, _widened(v.dtype)) for v in variables],
-            {spec.name: tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs},
-        )
+    traced = tf.function(serve, autograph=False).get_concrete_function(
+        [tf.TensorSpec(v.shape, _widened(v.dtype)) for v in model.variables],
+        {spec.name: tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs},
+    )
     outputs = tuple(traced.structured_outputs)
     if traced.captured_inputs:
         # What layers hold outside Keras's variables; little, so TensorFlow may freeze it.
         traced = convert_variables_to_constants_v2(traced)
+    return traced, outputs
 
-    # tf.function lays its arguments out flat: the weights, then the inputs in tf.nest's order.
-    weights, tensors = traced.inputs[: len(variables)], traced.inputs[len(variables) :]
-    input_names = tf.nest.flatten({spec.name: spec.name for spec in inputs})
-    output_names = tf.nest.flatten({name: name for name in outputs})
+
+def _saved_model(
+    model: keras.Model, traced: Any, inputs: Sequence[InputSpec], outputs: Sequence[str]
+) -> bytes:
+    """The graph of `traced`, with the model's weights for its first arguments."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
 
     saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1)
-    graph = saved_model.meta_graphs.add()
-    graph.meta_info_def.tags.append("serve")
-    graph.graph_def.MergeFrom(traced.graph.as_graph_def())
-    values = {
-        weight.op.name: np.asarray(variable.numpy(), weight.dtype.as_numpy_dtype)
-        for weight, variable in zip(weights, variables, strict=True)
+    meta_graph = saved_model.meta_graphs.add()
+    meta_graph.meta_info_def.tags.append("serve")
+    meta_graph.graph_def.MergeFrom(traced.graph.as_graph_def())
+
+    variables = model.variables
+    arguments, tensors = traced.inputs[: len(variables)], traced.inputs[len(variables) :]
+    weights = {
+        argument.op.name: np.asarray(variable.numpy(), argument.dtype.as_numpy_dtype)
+        for argument, variable in zip(arguments, variables, strict=True)
     }
-    for node in graph.graph_def.node:
-        if node.name in values:
-            _make_constant(node, values[node.name])
-    signature = graph.signature_def[SIGNATURE_KEY]
+    for node in meta_graph.graph_def.node:
+        if node.name in weights:
+            _make_constant(node, weights[node.name])
+
+    signature = meta_graph.signature_def["serving_default"]
     signature.method_name = "tensorflow/serving/predict"
-    for name, tensor in zip(input_names, tensors, strict=True):
+    # tf.function takes and gives dictionaries in the order that tf.nest flattens them in.
+    in_order = tf.nest.flatten({spec.name: spec.name for spec in inputs})
+    for name, tensor in zip(in_order, tensors, strict=True):
         _describe(signature.inputs[name], tensor)
-    for name, tensor in zip(output_names, traced.outputs, strict=True):
+    in_order = tf.nest.flatten({name: name for name in outputs})
+    for name, tensor in zip(in_order, traced.outputs, strict=True):
         _describe(signature.outputs[name], tensor)
-    (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
-    return Export(folder, inputs, outputs)
+    return saved_model.SerializeToString()
 
 
 def _as_exported(spec: InputSpec, name: str, batch_size: int | None) -> InputSpec:
@@ -174,7 +200,7 @@ def _computing_in_float32(model: keras.Model) -> Iterator[None]:
     import keras
 
     changed = {
-        layer: layer.dtype_policy
+        layer: layer._dtype_policy
         for layer in model._flatten_layers()
         if layer.compute_dtype in REDUCED_FLOATS
     }

@@ -24,6 +24,8 @@ def check_options(
     Raises:
         ValueError: Names the argument, what it received and what it takes.
     """
+    if not modes:
+        raise ValueError(f"Expected at least one of {_listed(IO_DTYPES)}; received no mode.")
     for mode in modes:
         if mode not in IO_DTYPES:
             raise ValueError(

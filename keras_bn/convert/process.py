@@ -27,10 +27,8 @@ _START = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from keras_bn.convert.worker import main; main(sys.argv[1])"
 )
-_ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "CUDA_VISIBLE_DEVICES": "-1",  # conversion uses no GPU, and must not reserve its memory
-}
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}  # conversion uses none, and must not reserve its memory
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 _LOG_TAIL_LINES = 15
 # Lines that TensorFlow's quantizer prints each time, and a list of everything that is loaded.
 _NOISE = ("fully_quantize:", "Extension modules:")
@@ -157,7 +155,7 @@ class ConverterProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=None if self._verbose else log,
-                env=os.environ | ({} if self._verbose else _ENVIRONMENT),
+                env=os.environ | _NO_GPU | ({} if self._verbose else _QUIET),
                 text=True,
                 # Ctrl-C reaches every process of a terminal's group; this one is ended by close.
                 start_new_session=True,
@@ -175,19 +173,19 @@ class ConverterProcess:
     def _account_of_crash(self) -> str:
         status = self._worker.wait()
         cause = f"exit status {status}"
+        advice = (
+            "Integer quantization of recurrent loops is known to crash it: try "
+            "quantize='dynamic'. Else convert parts of the model, to find the layer at fault."
+        )
         if status < 0:
             cause = f"signal {signal.Signals(-status).name}"
+        if status == -signal.SIGKILL:
+            advice = "The system kills what takes the memory it needs: try a machine with more."
         with self._log.open(errors="replace") as log:
             log.seek(self._log_start)
             lines = [line.rstrip() for line in log if not line.startswith(_NOISE)]
-        return "\n".join(
-            [
-                f"TensorFlow's converter crashed ({cause}). Nothing was written. It is known to "
-                "crash on integer quantization of recurrent loops: try quantize='dynamic', or "
-                "look for the layer at fault by converting parts of the model.",
-                *lines[-_LOG_TAIL_LINES:],
-            ]
-        )
+        account = f"TensorFlow's converter crashed ({cause}). Nothing was written. {advice}"
+        return "\n".join([account, *lines[-_LOG_TAIL_LINES:]])
 
 
 def _explained(message: str) -> str:

@@ -42,7 +42,7 @@ def main(folder: str) -> None:
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what TensorFlow prints must not mix with the answers
-    faulthandler.enable()  # a crash says where
+    faulthandler.enable(all_threads=False)  # a crash says where
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     # In a thread, so that the end of the input is seen in the middle of a conversion too.
     threading.Thread(target=_read_requests, args=(requests, Path(folder)), daemon=True).start()

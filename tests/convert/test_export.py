@@ -115,6 +115,23 @@ def test_state_between_calls_is_refused(model, at_fault, tmp_path):
         export(model(), tmp_path)
 
 
+@keras.saving.register_keras_serializable("tests")
+class NeedsFour(keras.layers.Layer):
+    """Reshapes across the batch, which works for multiples of four only."""
+
+    def call(self, inputs):
+        return keras.ops.reshape(inputs, (-1, 4, inputs.shape[-1]))[:, 0]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def test_models_that_cannot_be_traced_say_why(tmp_path):
+    x = keras.Input((3,))
+    with pytest.raises(ConversionError, match=r"shape \(1, 3\); it raised"):
+        export(keras.Model(x, NeedsFour()(x)), tmp_path)
+
+
 def test_weights_beyond_the_format_are_refused_before_work(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(ConversionError, match="less than 2 GiB"):

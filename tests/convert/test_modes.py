@@ -38,6 +38,11 @@ def test_others_are_refused_with_what_there_is(mode, change, message):
         check_options([mode], **SUITABLE | change)
 
 
+def test_some_mode_is_needed():
+    with pytest.raises(ValueError, match="at least one of 'none'"):
+        check_options([], **SUITABLE)
+
+
 def test_batch_size_may_be_free():
     check_options(["none"], **SUITABLE | {"batch_size": None})
 
