@@ -40,8 +40,9 @@ def update_bn(
 
     One pass over `data` in which the batch normalizations normalize by the batch, as in
     training, while everything else (dropout, noise) is in inference; no gradient is taken and
-    no other weight moves. Frozen layers (`trainable=False`) and calls with an explicit
-    `training=False` stay in inference, as they do in training.
+    no other weight moves. What stays in inference while training does so here: frozen layers
+    (`trainable=False`), and calls with `training=False` in the code of a subclassed model. (In a
+    Functional model Keras overrides that argument by the model's own.)
 
     - `method="pooled"`: the exact mean and variance of all elements that were seen, merged in
       float64 by Chan's formula. With n elements so far and m in the next batch,
@@ -231,8 +232,8 @@ class _Collector:
     def moments_in(self, model: keras.Model, x: Any) -> list[tuple[int, Moments]]:
         """Call `model`; the moments at each call of each layer, with the layer's number."""
         self._collected = []
-        # 0 asks everything for inference, and is not the False of a layer that is called with
-        # training=False whatever the model does.
+        # 0 asks everything for inference, and is not the False that a model's code passes to a
+        # layer which is to infer whatever the model does.
         model(x, training=0)
         return self._collected
 

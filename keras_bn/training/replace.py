@@ -81,9 +81,8 @@ def _copy(operation: Any, options: dict[str, Any], copy: Callable[[Any], Any]) -
             model.trainable = False
         return model
     if isinstance(operation, keras.layers.Wrapper) and _is_stock(operation.layer):
-        wrapper = type(operation).from_config(operation.get_config())
-        wrapper.layer = copy(operation.layer)
-        return wrapper
+        arguments = {k: v for k, v in operation.get_config().items() if k != "layer"}
+        return type(operation)(copy(operation.layer), **arguments)
     hidden = [layer.name for layer in operation._flatten_layers() if _is_stock(layer)]
     if hidden:
         raise UnsupportedModelError(
