@@ -50,13 +50,18 @@ class Axis:
 
 
 def spanning(
-    values: Iterable[float], *, from_zero: bool = False, may_be_logarithmic: bool = False
+    values: Iterable[float],
+    *,
+    from_zero: bool = False,
+    ceiling: float = math.inf,
+    may_be_logarithmic: bool = False,
 ) -> Axis:
     """An axis with a little room around `values`.
 
     Args:
         values: At least one.
         from_zero: Begin a linear axis at 0.
+        ceiling: No value is above this, and a linear axis ends there at the latest.
         may_be_logarithmic: Whether it is where the values span a wide range.
     """
     known = list(values)
@@ -66,9 +71,10 @@ def spanning(
         return Axis(low / room, high * room, True)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     if from_zero:
-        return Axis(0.0, high + room, False)
+        return Axis(0.0, min(high + room, ceiling), False)
     # Room does not make a quantity negative that never is.
-    return Axis(max(0.0, low - room) if low >= 0 else low - room, high + room, False)
+    floor = max(0.0, low - room) if low >= 0 else low - room
+    return Axis(floor, min(high + room, ceiling), False)
 
 
 def written(values: Sequence[float], places: Sequence[float]) -> list[Tick]:

@@ -7,6 +7,7 @@ view box.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -78,12 +79,12 @@ def quality_planes(document: dict[str, Any]) -> list[Plane]:
         return []
     if all(each["accuracy"] is not None for each in conversions):
         quality = {each["name"]: 100 * each["accuracy"] for each in conversions}
-        subject, y_title = "Accuracy", "accuracy, %"
+        subject, y_title, ceiling = "Accuracy", "accuracy, %", 100.0
         model = document["model"]
         known = model is not None and model["accuracy"] is not None
         reference = 100 * model["accuracy"] if known else None
     else:
-        subject, y_title, reference = "SNR", "SNR, dB", None
+        subject, y_title, ceiling, reference = "SNR", "SNR, dB", math.inf, None
         quality = {
             each["name"]: each["comparison"]["snr_db"]
             for each in conversions
@@ -103,9 +104,9 @@ def quality_planes(document: dict[str, Any]) -> list[Plane]:
     where = f", {measured[0]['device']}, {selection.threads(measured[0])}" if measured else ""
     return [
         _plane(f"{subject} against size", f"size, {size_unit}", y_title,
-               _scaled(sizes, per_byte), quality, reference, colour),
+               _scaled(sizes, per_byte), quality, ceiling, reference, colour),
         _plane(f"{subject} against latency{where}", f"median latency, {time_unit.name}", y_title,
-               _scaled(latencies, time_unit.per_ms), quality, reference, colour),
+               _scaled(latencies, time_unit.per_ms), quality, ceiling, reference, colour),
     ]  # fmt: skip
 
 
@@ -170,6 +171,7 @@ def _plane(
     y_title: str,
     x_values: dict[str, tuple[float, ...]],
     y_values: dict[str, float | str],
+    ceiling: float,
     reference: float | None,
     colour: dict[str, int],
 ) -> Plane:
@@ -182,7 +184,8 @@ def _plane(
     x_axis = axes.spanning(
         (value for name in drawn for value in x_values[name]), may_be_logarithmic=True
     )
-    y_axis = axes.spanning([*drawn.values(), *([] if reference is None else [reference])])
+    heights = [*drawn.values(), *([] if reference is None else [reference])]
+    y_axis = axes.spanning(heights, ceiling=ceiling)
     places = {
         name: ([_x(x_axis(value)) for value in x_values[name]], _y(y_axis(y)))
         for name, y in drawn.items()

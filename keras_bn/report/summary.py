@@ -11,6 +11,8 @@ from keras_bn.report import selection
 QUANTIZATION_WORDS = {"none": "float32", "dynamic": "dynamic-range"}
 # Sizes this close are called the same; a file's metadata alone differs by more.
 SAME_SIZE = 0.02
+# So are speeds whose interval comes this close to 1: it would be written as 1.00.
+SAME_SPEED = 0.005
 # A summary of more is a table, and that one follows.
 SENTENCES = 4
 
@@ -92,10 +94,10 @@ def _size(smaller: float) -> str | None:
 
 
 def _speed(ratio: float, low: float, high: float) -> str | None:
-    """None where the interval holds 1, so that neither can be said."""
-    if low > 1:
+    """None where the interval reaches 1, so that neither can be said."""
+    if low > 1 + SAME_SPEED:
         return f"{q.factor(ratio)} {q.factor_interval(low, high)} faster"
-    if high < 1:
+    if high < 1 - SAME_SPEED:
         return f"{q.factor(1 / ratio)} {q.factor_interval(1 / high, 1 / low)} slower"
     return None
 
