@@ -92,10 +92,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
     >>> import numpy as np
     >>> layer = BatchNormalization(momentum=0.0)
     >>> batch = np.array([[1.0], [2.0], [3.0], [4.0]], "float32")
-    >>> np.round(layer(batch, training=True).numpy().ravel(), 2).tolist()
-    [-1.34, -0.45, 0.45, 1.34]
-    >>> layer.moving_mean.numpy().tolist(), layer.moving_variance.numpy().round(4).tolist()
-    ([2.5], [1.6667])
+    >>> print(layer(batch, training=True).numpy().ravel().round(2))
+    [-1.34 -0.45  0.45  1.34]
+    >>> print(layer.moving_mean.numpy(), layer.moving_variance.numpy().round(2))
+    [2.5] [1.67]
 
     Reference:
         Ioffe and Szegedy, 2015, Batch Normalization: Accelerating Deep Network Training by

@@ -54,8 +54,9 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     >>> import numpy as np
     >>> steps = np.array([[[1.0, 2.0, 3.0], [np.nan, 0.0, 0.0]]], "float32")
-    >>> LayerNormalization()(steps, mask=np.array([[True, False]])).numpy().round(2).tolist()
-    [[[-1.2200000286102295, 0.0, 1.2200000286102295], [0.0, 0.0, 0.0]]]
+    >>> print(LayerNormalization()(steps, mask=np.array([[True, False]])).numpy().round(2))
+    [[[-1.22  0.    1.22]
+      [ 0.    0.    0.  ]]]
 
     Reference:
         Ba, Kiros and Hinton, 2016, Layer Normalization, https://arxiv.org/abs/1607.06450

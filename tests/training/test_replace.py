@@ -116,9 +116,14 @@ def test_options_go_to_every_layer_and_arguments_carry_over():
 
 
 def test_arguments_need_not_be_serializable():
-    def penalty(gamma):
-        return keras.ops.sum(gamma)
+    class Penalty(keras.regularizers.Regularizer):  # not registered
+        def __call__(self, gamma):
+            return keras.ops.sum(gamma)
 
+        def get_config(self):
+            return {}
+
+    penalty = Penalty()
     model = keras.Sequential([keras.Input((3,)), STOCK(gamma_regularizer=penalty)])
     assert layers_of(replace_batch_norm(model), OURS)[0].gamma_regularizer is penalty
 
