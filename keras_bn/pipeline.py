@@ -191,7 +191,7 @@ def convert_all(
         if isinstance(model, str | os.PathLike):
             step(f"load {model}")
             model = load_model(model)
-        if not isinstance(model, keras.Model):
+        elif not isinstance(model, keras.Model):
             raise TypeError(
                 f"Expected model to be a keras.Model or a path; received {type(model).__name__}."
             )

@@ -81,18 +81,6 @@ def call_named(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_named("output", model(packed, training=False), top=True))
 
 
-def output_names(model: keras.Model) -> tuple[str, ...]:
-    """The names of the model's outputs, as in `call_named`."""
-    import keras
-
-    # A Sequential model has lists of its tensors only, even where it takes or gives just one.
-    if isinstance(model, keras.Sequential):
-        structure = model.outputs if len(model.outputs) > 1 else model.outputs[0]
-    else:
-        structure = model.output
-    return tuple(name for name, _ in _named("output", structure, top=True))
-
-
 def _named(prefix: str, value: Any, *, top: bool = False) -> Iterator[tuple[str, Any]]:
     """(name, tensor) for each tensor of a nested structure, names built from keys and indices."""
     if isinstance(value, Mapping):

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_bn.errors import ComparisonError
 from keras_bn.samples import Samples, read_samples
-from keras_bn.signature import InputSpec, call_named, input_specs, output_names
+from keras_bn.signature import InputSpec, call_named, input_specs
 
 if TYPE_CHECKING:
     import keras
@@ -35,7 +35,6 @@ class Runnable(Protocol):
 
     specs: tuple[InputSpec, ...]
     batch_size: int | None
-    output_names: tuple[str, ...]
 
     def call(self, batch: Mapping[str, np.ndarray]) -> Outputs:
         """The outputs for one batch; of `batch_size` samples where that is not None."""
@@ -110,7 +109,6 @@ class KerasRunnable:
         self.model = model
         self.specs = input_specs(model)
         self.batch_size = self.specs[0].shape[0]
-        self.output_names = output_names(model)
 
     def call(self, batch: Mapping[str, np.ndarray]) -> Outputs:
         import keras
@@ -161,7 +159,6 @@ class LiteRunnable:
             raise ComparisonError(f"Expected a file with inputs; {name!r} has none.")
         self.specs = tuple(_spec(name, detail) for name, detail in self._inputs.items())
         self.batch_size = self.specs[0].shape[0] if self.specs[0].shape else 1
-        self.output_names = tuple(self._outputs)
 
     def call(self, batch: Mapping[str, np.ndarray]) -> Outputs:
         quantized = {name: _quantize(batch[name], self._inputs[name]) for name in self._inputs}

@@ -66,8 +66,8 @@ def export(
             A rebuilt model's unnamed inputs have other names than the original's.
 
     Raises:
-        ConversionError: Keras runs on another backend than TensorFlow, the model keeps state
-            between calls, cannot be traced, or has weights of more than 2 GiB.
+        ConversionError: Keras runs on another backend than TensorFlow, the model was quantized
+            by Keras, keeps state between calls, cannot be traced, or has weights of over 2 GiB.
         UnsupportedModelError: The model's inputs cannot be told.
     """
     _require_exportable(model)
@@ -99,6 +99,12 @@ def _require_exportable(model: keras.Model) -> None:
             "Expected Keras on the TensorFlow backend, which conversion traces with; it runs on "
             f"{keras.backend.backend()!r}. Save the model and convert the file with "
             "KERAS_BACKEND=tensorflow."
+        )
+    quantized = [x.name for x in model._flatten_layers() if x.dtype_policy.quantization_mode]
+    if quantized:
+        raise ConversionError(
+            f"Expected a float model, which conversion itself quantizes; {model.name!r} was "
+            f"quantized by Keras in {', '.join(quantized)}. Convert the model from before that."
         )
     weight_bytes = sum(int(np.prod(variable.shape)) * 4 for variable in model.variables)
     if weight_bytes > MAX_WEIGHT_BYTES:

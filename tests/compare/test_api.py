@@ -148,6 +148,18 @@ def test_a_file_that_keeps_state_between_calls_is_refused(tmp_path):
         compare(keras.Model(x, layers.ReLU()(x)), tmp_path / "m.tflite")
 
 
+def test_files_without_a_signature_go_by_their_tensors(tmp_path):
+    double = tf.function(lambda left, right: [left * 2.0, right + 1.0], autograph=False)
+    spec = tf.TensorSpec((1, 3))
+    function = double.get_concrete_function(spec, tf.TensorSpec((1, 3), name="right"))
+    tflite = tf.lite.TFLiteConverter.from_concrete_functions([function]).convert()
+    (tmp_path / "m.tflite").write_bytes(tflite)
+    data = np.arange(12.0).reshape(2, 2, 3)
+    doubled, increased = predict(tmp_path / "m.tflite", list(data)).values()
+    np.testing.assert_array_equal(doubled, data[0] * 2)
+    np.testing.assert_array_equal(increased, data[1] + 1)
+
+
 def one_output():
     x = keras.Input((6,), name="left")
     return randomize(keras.Model(x, layers.Dense(2)(x)))

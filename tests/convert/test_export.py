@@ -132,6 +132,13 @@ def test_models_that_cannot_be_traced_say_why(tmp_path):
         export(keras.Model(x, NeedsFour()(x)), tmp_path)
 
 
+def test_models_that_keras_quantized_are_refused(tmp_path):
+    model = image_model()
+    model.layers[-1].quantize("int8")
+    with pytest.raises(ConversionError, match="by Keras in dense"):
+        export(model, tmp_path)
+
+
 def test_weights_beyond_the_format_are_refused_before_work(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(ConversionError, match="less than 2 GiB"):

@@ -63,7 +63,7 @@ def table(document: dict[str, Any]) -> Table:
     """The document's figures for people."""
     result = Table(title="Keras model to float32 .tflite: TFLiteConverter beside keras_bn")
     result.add_column("model")
-    for heading in ("stock s", "keras_bn s", *STAGES, "times faster", "relative difference"):
+    for heading in ("stock s", "keras_bn s", *STAGES, "times faster", "differs by"):
         result.add_column(heading, justify="right")
     for row in document["models"]:
         result.add_row(
