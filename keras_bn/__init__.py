@@ -11,7 +11,7 @@ from keras_bn import errors
 from keras_bn._callable_module import resolve
 
 if TYPE_CHECKING:
-    from keras_bn import convert, compare, fold, layers
+    from keras_bn import compare, convert, fold, layers
     from keras_bn.bench.api import benchmark
     from keras_bn.training.population import update_bn
     from keras_bn.training.replace import replace_batch_norm

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from keras_bn.errors import ComparisonError
+from keras_bn.errors import ComparisonError, UnsupportedModelError
 from keras_bn.samples import Samples, read_samples
 from keras_bn.signature import InputSpec, call_named, input_specs
 
@@ -28,6 +28,10 @@ Outputs = dict[str, np.ndarray]
 # Samples a call where the model leaves the batch free: enough to use the CPU's width, few
 # enough for the activations of a large image model to fit in memory.
 BATCH_SIZE = 32
+
+
+# Bytes 4 to 8 of every LiteRT flatbuffer (file_identifier in schema.fbs).
+TFLITE_IDENTIFIER = b"TFL3"
 
 
 class Runnable(Protocol):
@@ -75,7 +79,13 @@ def open_model(model: keras.Model | str | os.PathLike[str]) -> Runnable:
     if path.suffix == ".tflite":
         if not path.is_file():
             raise FileNotFoundError(f"Expected a .tflite file; there is none at {str(path)!r}.")
-        return LiteRunnable(path.read_bytes(), name=str(path))
+        content = path.read_bytes()
+        if content[4:8] != TFLITE_IDENTIFIER:
+            raise UnsupportedModelError(
+                f"Expected a .tflite file, which has {TFLITE_IDENTIFIER!r} behind its first four "
+                f"bytes; {str(path)!r} has {content[4:8]!r}. Convert the model, or copy it, again."
+            )
+        return LiteRunnable(content, name=str(path))
     from keras_bn.loading import load_model
 
     return KerasRunnable(load_model(path))

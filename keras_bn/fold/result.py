@@ -35,7 +35,8 @@ class FoldResult:
         folded: One record for each normalization that is gone.
         kept: One record for each normalization that stayed.
         max_abs_error: Largest absolute difference between the outputs of the original and the
-            folded model on random inputs, in the outputs' own units.
+            folded model on random inputs, in the outputs' own units; NaN where the original
+            cannot be run on random inputs.
     """
 
     model: keras.Model

@@ -109,7 +109,9 @@ class _Rebuilder:
     def input(self, tensor: Any) -> Any:
         """A new input like the one that `tensor` comes from."""
         layer = tensor._keras_history.operation
-        return type(layer).from_config(layer.get_config()).output
+        new = type(layer).from_config(layer.get_config()).output
+        new.name = tensor.name  # which an unnamed Input takes from a counter, not from its layer
+        return new
 
     def operation(self, old: Any) -> Any:
         """The new operation that stands for `old`, made on first use."""

@@ -102,7 +102,7 @@ CASES = {
     "bench-no-file": (["bench", "{bad}/none.tflite"], 2, "none.tflite"),
     "bench-not-tflite": (["bench", "{bad}/text.tflite"], 2, "text.tflite"),
     "bench-device": (["bench", "{bad}/text.tflite", "--device", "moon"], 2, "moon"),
-    "compare-not-tflite": (["compare", "{good}", "{bad}/text.tflite"], 1, "text.tflite"),
+    "compare-not-tflite": (["compare", "{good}", "{bad}/text.tflite"], 2, "text.tflite"),
     "report-not-results": (
         ["report", "{bad}/results.json", "-o", "{bad}/r.html"],
         2,

@@ -11,7 +11,7 @@ from keras import layers
 import keras_bn
 from keras_bn.compare.api import compare, compare_with_outputs
 from keras_bn.compare.run import open_model, predict
-from keras_bn.errors import ComparisonError
+from keras_bn.errors import ComparisonError, UnsupportedModelError
 from tests.deployable import image_model, images, token_model, two_by_two_model
 from tests.random_weights import randomize
 
@@ -179,8 +179,11 @@ def test_models_of_another_structure_are_refused():
 
 def test_files_that_cannot_be_run_are_refused(tmp_path):
     (tmp_path / "m.tflite").write_bytes(b"not a flatbuffer, but long enough to be one")
-    with pytest.raises(ComparisonError, match=r"m\.tflite"):
+    with pytest.raises(UnsupportedModelError, match=r"m\.tflite"):
         compare(one_output(), tmp_path / "m.tflite")
+    (tmp_path / "cut.tflite").write_bytes(b"\x1c\0\0\0TFL3 and nothing of what this says")
+    with pytest.raises(ComparisonError, match=r"cut\.tflite"):
+        compare(one_output(), tmp_path / "cut.tflite")
     with pytest.raises(FileNotFoundError, match=r"none\.tflite"):
         compare(one_output(), tmp_path / "none.tflite")
 

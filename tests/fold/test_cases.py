@@ -270,9 +270,9 @@ CHAINS = [
     Case(
         "relu-bn-bn-relu: two become one",
         (7,),
-        lambda: [layers.ReLU(), bn(), bn(name="bn2"), layers.ReLU()],
+        lambda: [layers.ReLU(name="relu"), bn(), bn(name="bn2"), layers.ReLU()],
         {"bn": ("bn2", "forward into BatchNormalization")},
-        {"bn2": "'re_lu' (ReLU) is not a layer that a scale and shift can pass"},
+        {"bn2": "'relu' (ReLU) is not a layer that a scale and shift can pass"},
     ),
 ]
 

@@ -82,7 +82,7 @@ def test_every_reader_absorbs_when_moving_forward():
 def test_a_second_reader_of_the_convolution_stops_it():
     image = keras.Input((6, 6, 3))
     x = conv("shared_output")(image)
-    y = layers.Add()([layers.ReLU()(bn()(x)), x])
+    y = layers.Add(name="add")([layers.ReLU()(bn()(x)), x])
     result = fold(keras.Model(image, y))
     assert "'shared_output' also feeds 'add'" in reasons(result)["bn"]
 
@@ -398,3 +398,30 @@ def test_lambda_layers_in_memory_are_trusted():
         [keras.Input((4,)), layers.Lambda(lambda x: 2 * x), layers.Dense(3), bn()]
     )
     assert normalizations(fold(model).model) == []
+
+
+def test_folding_leaves_the_states_of_recurrent_layers_alone():
+    lstm = layers.LSTM(3, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(2, 4, 5)), lstm, layers.Dense(3), bn()])
+    randomize(model)
+    for state in lstm.states:
+        state.assign(np.full(state.shape, 0.25, "float32"))
+    assert normalizations(keras_bn.fold(model).model) == []
+    for state in lstm.states:
+        np.testing.assert_array_equal(state, 0.25)
+
+
+def test_a_model_that_random_inputs_break_folds_unmeasured():
+    words = keras.Input((1,), dtype="string")
+    x = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(words)
+    model = randomize(keras.Model(words, bn()(layers.Dense(3)(x))))
+    result = keras_bn.fold(model)
+    assert normalizations(result.model) == []
+    assert np.isnan(result.max_abs_error)
+
+
+def test_unnamed_inputs_keep_the_names_that_dictionaries_use():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([a, b], bn()(layers.Dense(3)(a + b)))
+    result = fold(model)
+    assert [t.name for t in result.model.inputs] == [t.name for t in model.inputs]
