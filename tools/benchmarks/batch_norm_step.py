@@ -9,11 +9,9 @@ chosen when TensorFlow is loaded, so with and without it are two child processes
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from tools.benchmarks.command import machine, main
 
 # Activations of common networks at a batch of 32, and the small and odd ones around them.
 SHAPES = (
@@ -54,11 +53,7 @@ def run(quick: bool) -> dict[str, Any]:
     return {
         "benchmark": "batch_norm_step",
         "quick": quick,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            **measured[0]["versions"],
-        },
+        "machine": machine(),
         "layers": layers,
         "models": [row for document in measured for row in document["models"]],
         "geometric_means": _geometric_means(layers),
@@ -109,7 +104,7 @@ def _geometric_means(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _in_child(onednn: bool, quick: bool) -> dict[str, Any]:
-    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--child"]
+    code = f"from tools.benchmarks.batch_norm_step import measure; measure({quick})"
     environment = {
         **os.environ,
         "KERAS_BACKEND": "tensorflow",
@@ -117,7 +112,7 @@ def _in_child(onednn: bool, quick: bool) -> dict[str, Any]:
         "TF_ENABLE_ONEDNN_OPTS": str(int(onednn)),
     }
     child = subprocess.run(
-        [*command, *(["--quick"] if quick else [])],
+        [sys.executable, "-c", code],
         env=environment,
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
@@ -128,12 +123,8 @@ def _in_child(onednn: bool, quick: bool) -> dict[str, Any]:
     return document
 
 
-def _measure(quick: bool) -> dict[str, Any]:
-    """Everything under the oneDNN setting of this process."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
+def measure(quick: bool) -> None:
+    """Print everything under the oneDNN setting of this process, as JSON."""
     onednn = os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
     layers = [
         {"shape": shape, "mode": mode, "onednn": onednn, **_layer_step(shape, mode == "XLA")}
@@ -145,8 +136,7 @@ def _measure(quick: bool) -> dict[str, Any]:
         | _model_step(name, size)
         for name, size in (QUICK_MODELS if quick else MODELS).items()
     ]
-    versions = {module.__name__: module.__version__ for module in (tf, keras, np)}
-    return {"versions": versions, "layers": layers, "models": models}
+    json.dump({"layers": layers, "models": models}, sys.stdout)
 
 
 def _layer_step(shape: tuple[int, ...], jit_compile: bool) -> dict[str, float]:
@@ -241,20 +231,5 @@ def _medians_ms(
     return {name: statistics.median(samples) for name, samples in samples_ms.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer shapes, one model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        json.dump(_measure(arguments.quick), sys.stdout)
-        return
-    document = run(arguments.quick)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
-    Console().print(table(document))
-
-
 if __name__ == "__main__":
-    main()
+    main(run, table)

@@ -9,20 +9,17 @@ both sides, as in a run of several conversions. Each pair's files are run on the
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+
+from tools.benchmarks.command import machine, main
 
 if TYPE_CHECKING:
     import keras
@@ -37,11 +34,6 @@ STAGES = ("fold", "export", "convert")
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure every model; the JSON document."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
     from keras_bn.convert.process import ConverterProcess
 
     rounds = 1 if quick else ROUNDS
@@ -50,11 +42,7 @@ def run(quick: bool) -> dict[str, Any]:
     return {
         "benchmark": "conversion",
         "quick": quick,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            **{module.__name__: module.__version__ for module in (tf, keras, np)},
-        },
+        "machine": machine(),
         "models": models,
     }
 
@@ -151,16 +139,5 @@ def _move_statistics(model: keras.Model) -> None:
             layer.moving_variance.assign(rng.uniform(0.5, 2.0, layer.moving_variance.shape))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one model, one round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    arguments = parser.parse_args()
-    document = run(arguments.quick)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
-    Console().print(table(document))
-
-
 if __name__ == "__main__":
-    main()
+    main(run, table)
