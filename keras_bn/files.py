@@ -38,6 +38,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a name that means something to the user
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

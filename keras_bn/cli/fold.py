@@ -47,9 +47,10 @@ def fold(
             with replacing(output) as temporary:
                 result.model.save(temporary)
 
-        from keras_bn.cli.tables import fold_summary, fold_tables
+        from keras_bn.cli.tables import fold_summary, folded_tables, kept_tables
 
-        terminal.print(*fold_tables(result), fold_summary(result), f"wrote {output}")
+        terminal.print(*folded_tables(result), *kept_tables(result))
+        terminal.print(fold_summary(result), f"wrote {output}")
         summary = ModelSummary(loaded.name, loaded.count_params(), len(loaded.layers))
         terminal.emit(
             document(title=loaded.name, environment=versions(), model=summary, fold=result)

@@ -144,7 +144,7 @@ def travel(
     """
     from keras_bn.bench.api import benchmark, speedups
     from keras_bn.cli.environment import versions
-    from keras_bn.cli.tables import fold_summary, fold_tables, summary_table
+    from keras_bn.cli.tables import fold_summary, kept_tables, summary_table
     from keras_bn.compare.run import predict
     from keras_bn.files import replacing
     from keras_bn.pipeline import convert_all
@@ -199,7 +199,7 @@ def travel(
 
     folded = conversions[0].fold
     if folded is not None:
-        terminal.print(*fold_tables(folded), fold_summary(folded), "")
+        terminal.print(*kept_tables(folded), fold_summary(folded), "")
     terminal.print(summary_table(conversions, accuracies, reference, results, gained))
     terminal.print(*(f"not converted to {mode}: {why}" for mode, why in failures.items()))
     terminal.print(

@@ -37,16 +37,16 @@ def table(title: str, *columns: str, rows: Iterable[Sequence[str]]) -> Table:
     return result
 
 
-def fold_tables(result: FoldResult) -> list[Table]:
-    """What was folded where, and what was kept and why."""
-    tables = []
-    if result.folded:
-        rows = [(each.layer, each.into, each.rule) for each in result.folded]
-        tables.append(_text_table("Folded", "normalization", "into", "rule", rows=rows))
-    if result.kept:
-        kept = [(each.layer, each.reason) for each in result.kept]
-        tables.append(_text_table("Kept", "normalization", "reason", rows=kept))
-    return tables
+def folded_tables(result: FoldResult) -> list[Table]:
+    """What was folded where; no table for nothing."""
+    rows = [(each.layer, each.into, each.rule) for each in result.folded]
+    return [_text_table("Folded", "normalization", "into", "rule", rows=rows)] if rows else []
+
+
+def kept_tables(result: FoldResult) -> list[Table]:
+    """What was kept, and why; no table for nothing."""
+    rows = [(each.layer, each.reason) for each in result.kept]
+    return [_text_table("Kept", "normalization", "reason", rows=rows)] if rows else []
 
 
 def _text_table(title: str, *columns: str, rows: Iterable[Sequence[str]]) -> Table:
