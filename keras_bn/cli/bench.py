@@ -66,7 +66,7 @@ def bench(
     with Terminal(json=as_json, verbose=verbose) as terminal:
         from keras_bn.bench.api import benchmark, speedups
         from keras_bn.cli.environment import versions
-        from keras_bn.cli.tables import benchmark_table
+        from keras_bn.cli.tables import benchmark_table, warnings
         from keras_bn.files import require_writable
         from keras_bn.report.results import document, save
 
@@ -92,8 +92,7 @@ def bench(
             benchmarks=results,
             speedups=gained,
         )
-        terminal.print(benchmark_table(results, gained))
-        terminal.print(*dict.fromkeys(f"warning: {w}" for r in results for w in r.warnings))
+        terminal.print(benchmark_table(results, gained), *warnings(results))
         if output:
             save(written, output)
             terminal.print(f"wrote {output}")

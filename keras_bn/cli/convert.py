@@ -128,6 +128,8 @@ def convert(
             terminal.print(comparison_table(conversion.comparison))
         if conversion.fold:
             terminal.print(fold_summary(conversion.fold))
+        if random_calibration:
+            terminal.print("warning: calibrated on random numbers; the errors above mean nothing")
         terminal.print(f"wrote {output} ({size(conversion.size_bytes)})")
         summary = ModelSummary(loaded.name, loaded.count_params(), len(loaded.layers))
         terminal.emit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,8 @@ def run(
 def make_folder(output: str) -> Path:
     """The folder `output`, made if need be."""
     folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "expected a folder, this is a file", output)
     folder.mkdir(parents=True, exist_ok=True)
     from keras_bn.files import require_writable
 
@@ -144,7 +147,7 @@ def travel(
     """
     from keras_bn.bench.api import benchmark, speedups
     from keras_bn.cli.environment import versions
-    from keras_bn.cli.tables import fold_summary, kept_tables, summary_table
+    from keras_bn.cli.tables import fold_summary, kept_tables, summary_table, warnings
     from keras_bn.compare.run import predict
     from keras_bn.files import replacing
     from keras_bn.pipeline import convert_all
@@ -201,6 +204,7 @@ def travel(
     if folded is not None:
         terminal.print(*kept_tables(folded), fold_summary(folded), "")
     terminal.print(summary_table(conversions, accuracies, reference, results, gained))
+    terminal.print(*warnings(results))
     terminal.print(*(f"not converted to {mode}: {why}" for mode, why in failures.items()))
     terminal.print(
         f"wrote {len(conversions)} .tflite files, results.json and report.html to {folder}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,39 +94,39 @@ def conversion_table(conversion: Conversion) -> Table:
 
 
 def benchmark_table(results: Sequence[BenchmarkResult], speedups: Sequence[Speedup]) -> Table:
+    """One line a measurement, narrow enough for 80 columns."""
     unit = TimeUnit(result.latency_ms.median for result in results)
     gained = {(each.model, each.threads): each for each in speedups}
-
-    def ratio(result: BenchmarkResult) -> str:
-        speedup = gained.get((result.model, result.threads))
-        if speedup is None:
-            return MISSING
-        return f"{factor(speedup.ratio)} {factor_interval(*speedup.ci95)}"
-
-    rows = [
-        (
-            Path(result.model).name,
-            str(result.threads),
-            unit(result.latency_ms.median),
-            f"[{unit(result.latency_ms.ci95[0])}, {unit(result.latency_ms.ci95[1])}]",
-            unit(result.latency_ms.p95),
-            ratio(result),
-            size(result.peak_rss_bytes),
-            size(result.size_bytes),
+    rows = []
+    for result in results:
+        speedup, latency = gained.get((result.model, result.threads)), result.latency_ms
+        rows.append(
+            (
+                Path(result.model).stem,
+                str(result.threads),
+                f"{unit(latency.median)} [{unit(latency.ci95[0])}, {unit(latency.ci95[1])}]",
+                _gain(speedup),
+                size(result.peak_rss_bytes),
+            )
         )
-        for result in results
-    ]
-    columns = (
-        "model",
-        "threads",
-        f"median {unit.name}",
-        "95 % interval",
-        "p95",
-        "faster than the first",
-        "peak memory",
-        "file",
-    )
+    columns = ("", "threads", f"median {unit.name}, 95 % interval", "faster by", "peak memory")
     return table("Latency", *columns, rows=rows)
+
+
+def warnings(results: Sequence[BenchmarkResult]) -> Iterator[str]:
+    """What makes the figures doubtful; measurements that differ in a number only, once."""
+    alike: dict[str, list[str]] = {}
+    for result in results:
+        for words in result.warnings:
+            alike.setdefault(re.sub(r"[\d.]+", "#", words), []).append(words)
+    for first, *others in alike.values():
+        yield f"warning: {first}" + (f" (and {len(others)} alike)" if others else "")
+
+
+def _gain(speedup: Speedup | None) -> str:
+    if speedup is None:
+        return MISSING
+    return f"{factor(speedup.ratio)} {factor_interval(*speedup.ci95)}"
 
 
 def summary_table(
@@ -151,7 +152,7 @@ def summary_table(
                 scientific(comparison.max_abs_error) if comparison else MISSING,
                 decibel(comparison.snr_db) if comparison else MISSING,
                 unit(latency[each.path].latency_ms.median),
-                f"{factor(speedup.ratio)} {factor_interval(*speedup.ci95)}" if speedup else "1",
+                _gain(speedup),
             )
         )
     title = "Converted"
