@@ -43,7 +43,7 @@ def load_digits() -> Digits:
     except ImportError as error:
         raise ImportError(
             "the demo's data comes with scikit-learn, which is not installed; "
-            "run: pip install 'keras-bn[examples]'"
+            "run: pip install scikit-learn"
         ) from error
     images, labels = load(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype("float32") / 16
