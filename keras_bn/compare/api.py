@@ -141,7 +141,8 @@ def _cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
 def _top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float | None:
     if reference.ndim < 2 or reference.shape[-1] < 2 or reference.size == 0:
         return None
-    return float(np.mean(reference.argmax(-1) == candidate.argmax(-1)))
+    known = ~(np.isnan(reference).any(-1) | np.isnan(candidate).any(-1))
+    return float(np.mean(known & (reference.argmax(-1) == candidate.argmax(-1))))
 
 
 def _require_repeatable(model: LiteRunnable, samples: Samples) -> None:

@@ -16,8 +16,9 @@ _TYPE_NAMES = {
     code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")
 }
 _FLOAT_TYPES = {"float16", "bfloat16", "float32", "float64"}
-# They have a float side by nature: the boundaries of an integer file.
-_BOUNDARY_OPS = {"QUANTIZE", "DEQUANTIZE"}
+# They may stand beside floats without computing in them: the boundaries of an integer file, and
+# what asks for a tensor's shape only.
+_NOT_COMPUTING = {"QUANTIZE", "DEQUANTIZE", "SHAPE"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_contents(tflite: bytes) -> Contents:
         for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
             name = names[operator.OpcodeIndex()]
             ops[name] += 1
-            if name not in _BOUNDARY_OPS and any(
+            if name not in _NOT_COMPUTING and any(
                 types[tensor] in _FLOAT_TYPES for tensor in _tensors(operator)
             ):
                 float_ops[name] += 1

@@ -87,6 +87,7 @@ class _State:
     """The plan so far: what is left of the graph, and what the layers have absorbed."""
 
     view: View
+    kept_layers: frozenset[int]
     removed: set[Site] = field(default_factory=set)
     absorbed: dict[int, Absorbed] = field(default_factory=dict)
 
@@ -115,16 +116,12 @@ def plan(view: View, *, keep: Collection[str] = ()) -> FoldPlan:
     """
     normalizations = [node for node in view.nodes if is_batch_norm(node.operation)]
     _check_keep(keep, normalizations)
-    state = _State(view)
-    folded: list[FoldedLayer] = []
-    reasons = {
-        node.site: "asked to be kept"
-        for node in normalizations
-        if node.operation.name in keep or node.path in keep
-    }
-    pending = [
-        site for site in dict.fromkeys(n.site for n in normalizations) if site not in reasons
-    ]
+    asked = [n for n in normalizations if n.operation.name in keep or n.path in keep]
+    state = _State(view, frozenset(id(node.operation) for node in asked))
+    reasons = {node.site: "asked to be kept" for node in asked}
+    sites = dict.fromkeys(node.site for node in normalizations)
+    pending = [site for site in sites if site not in reasons]
+    moves: list[Move] = []
     progress = True
     while progress:  # what folds may clear the way for another
         progress = False
@@ -136,19 +133,18 @@ def plan(view: View, *, keep: Collection[str] = ()) -> FoldPlan:
             except Refused as refusal:
                 reasons[site] = str(refusal)
             else:
-                folded += _account(move, normalizations)
+                moves.append(move)
                 _apply(state, move, absorbed)
                 progress = True
-    kept = _kept(normalizations, reasons, state.removed) + list(_enclosed(view))
-    still_there = {record.layer for record in kept}
+    folded, kept = _account(normalizations, moves, reasons)
     return FoldPlan(
         Changes(
             frozenset(state.removed),
             weights=state.absorbed,
             config={key: absorbed.rule.gains for key, absorbed in state.absorbed.items()},
         ),
-        [record for record in folded if record.layer not in still_there],
-        kept,
+        folded,
+        kept + list(_enclosed(view, normalizations)),
     )
 
 
@@ -186,12 +182,19 @@ def _find_move(
 
 def _move_site(state: _State, site: Site, send: Send) -> Move:
     """Send the normalization at `site` on its way, at each call it stands for."""
+    view = state.view
+    if site.owner in view.closed:
+        raise Refused(
+            "the model around it is also called on inputs of another rank or structure, or with "
+            "further tensors"
+        )
     absorptions: list[Absorption] = []
-    for node in state.view.nodes:
+    for node in view.nodes:
         if node.site == site:
             if node.training:
                 raise Refused("it is called with training=True and normalises every batch anew")
-            absorptions += send(state.view, node, state.affine_of(node))
+            _require_one_dtype(view, node)
+            absorptions += send(view, node, state.affine_of(node))
     return Move(frozenset({site}), tuple(absorptions))
 
 
@@ -221,7 +224,7 @@ def _push_back(
     if absorb.rule_for(producer.operation):
         yield Absorption(producer, "backward", affine, through)
         return
-    rule = _transmission(producer)
+    rule = _transmission(view, producer)
     inputs = rule.backward(producer.operation, affine, _shapes(view, producer))
     passed = (*through, type(producer.operation).__name__)
     for source, part in zip(producer.inputs, inputs, strict=True):
@@ -242,20 +245,28 @@ def _push_forward(
         if absorb.rule_for(consumer.operation):
             yield Absorption(consumer, "forward", affine, through)
             continue
-        rule = _transmission(consumer)
+        rule = _transmission(view, consumer)
         position = consumer.inputs.index(tensor)
         passed = (*through, type(consumer.operation).__name__)
         after = rule.forward(consumer.operation, affine, _shapes(view, consumer), position)
         yield from _push_forward(view, consumer.outputs[0], after, passed)
 
 
-def _transmission(node: Node) -> transmit.Transmit:
+def _transmission(view: View, node: Node) -> transmit.Transmit:
     rule = transmit.rule_for(node.operation)
     if rule is None:
         kind = type(node.operation).__name__
         raise Refused(f"'{node.path}' ({kind}) is not a layer that a scale and shift can pass")
     transmit.check_node(node)
+    _require_one_dtype(view, node)
     return rule
+
+
+def _require_one_dtype(view: View, node: Node) -> None:
+    """Refuse a call that changes the dtype: beyond it other numbers overflow or round."""
+    before, after = view.dtypes[node.inputs[0]], view.dtypes[node.outputs[0]]
+    if before != after:
+        raise Refused(f"'{node.path}' takes {before} and gives {after}")
 
 
 def _shapes(view: View, node: Node) -> transmit.Shapes:
@@ -330,6 +341,10 @@ def _absorb(state: _State, move: Move) -> dict[int, Absorbed]:
     results = {}
     for absorption in move.absorptions:
         node, affine = absorption.node, absorption.affine
+        if id(node.operation) in state.kept_layers:
+            raise Refused(f"'{node.path}' was asked to be kept as it is")
+        if id(node.operation) in state.view.closed:
+            raise Refused(f"'{node.path}' also runs inside a model that cannot be opened up")
         absorbed = state.absorbed_by(node.operation)
         if absorption.direction == "backward":
             scale, shift = absorb.backward_channels(absorbed.rule, node, affine)
@@ -351,48 +366,58 @@ def _apply(state: _State, move: Move, absorbed: dict[int, Absorbed]) -> None:
 # --- the account --------------------------------------------------------------------------------
 
 
-def _account(move: Move, normalizations: list[Node]) -> Iterator[FoldedLayer]:
-    into = ", ".join(dict.fromkeys(absorption.node.path for absorption in move.absorptions))
+def _account(
+    normalizations: list[Node], moves: list[Move], reasons: dict[Site, str]
+) -> tuple[list[FoldedLayer], list[KeptLayer]]:
+    """One record for each layer, however many calls and paths it has."""
+    folded, kept = [], []
+    for calls in _by_layer(normalizations):
+        path, sites = calls[0].path, {node.site for node in calls}
+        taken = [move for move in moves if move.sites & sites]
+        gone = {site for move in taken for site in move.sites} & sites
+        if gone == sites:
+            folded.append(_folded_record(path, taken))
+            continue
+        stay = dict.fromkeys(reasons[node.site] for node in calls if node.site not in gone)
+        count = sum(node.site in gone for node in calls)
+        note = f" (folded at {count} of its {len(calls)} calls)" if count else ""
+        kept.append(KeptLayer(path, "; ".join(stay) + note))
+    return folded, kept
+
+
+def _by_layer(nodes: list[Node]) -> list[list[Node]]:
+    layers: dict[int, list[Node]] = {}
+    for node in nodes:
+        layers.setdefault(id(node.operation), []).append(node)
+    return list(layers.values())
+
+
+def _folded_record(path: str, moves: list[Move]) -> FoldedLayer:
+    absorptions = [absorption for move in moves for absorption in move.absorptions]
+    into = dict.fromkeys(absorption.node.path for absorption in absorptions)
+    rules = dict.fromkeys(_rule(move) for move in moves)
+    return FoldedLayer(path, ", ".join(into), "; ".join(rules))
+
+
+def _rule(move: Move) -> str:
     first = move.absorptions[0]
     way = dict.fromkeys(name for absorption in move.absorptions for name in absorption.through)
-    rule = f"{first.direction} into {type(first.node.operation).__name__}"
-    if way:
-        rule += f" through {', '.join(way)}"
-    paths = [node.path for node in normalizations if node.site in move.sites]
-    for path in dict.fromkeys(paths):
-        yield FoldedLayer(path, into, rule)
+    through = f" through {', '.join(way)}" if way else ""
+    return f"{first.direction} into {type(first.node.operation).__name__}{through}"
 
 
-def _kept(
-    normalizations: list[Node], reasons: dict[Site, str], removed: Collection[Site]
-) -> list[KeptLayer]:
-    """One record for each layer that stays; a shared one may be gone at some of its calls."""
-    layers: dict[str, list[Node]] = {}
-    for node in normalizations:
-        layers.setdefault(node.path, []).append(node)
-    kept = []
-    for path, calls in layers.items():
-        stay = dict.fromkeys(reasons[node.site] for node in calls if node.site in reasons)
-        if stay:
-            gone = sum(node.site in removed for node in calls)
-            note = f" (folded at {gone} of its {len(calls)} calls)" if gone else ""
-            kept.append(KeptLayer(path, "; ".join(stay) + note))
-    return kept
-
-
-def _enclosed(view: View) -> Iterator[KeptLayer]:
+def _enclosed(view: View, normalizations: list[Node]) -> Iterator[KeptLayer]:
     """Normalizations inside layers whose own computation the view cannot see."""
-    for node in {id(node.operation): node for node in view.nodes}.values():
+    seen = {id(node.operation) for node in normalizations}
+    for node in view.nodes:
         if not isinstance(node.operation, keras.Layer):
             continue
         for layer in node.operation._flatten_layers():
-            if not isinstance(layer, keras.layers.BatchNormalization):
+            if not isinstance(layer, keras.layers.BatchNormalization) or id(layer) in seen:
                 continue
+            seen.add(id(layer))
             if layer is node.operation:
-                if not is_batch_norm(layer):
-                    yield KeptLayer(
-                        node.path, f"{type(layer).__name__} overrides how it is computed"
-                    )
+                yield KeptLayer(node.path, f"{type(layer).__name__} overrides how it is computed")
             else:
                 kind = type(node.operation).__name__
                 yield KeptLayer(

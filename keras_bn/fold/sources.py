@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_bn.errors import UnsupportedModelError
-from keras_bn.fold.affine import Affine
+from keras_bn.fold.affine import Affine, Refused
 from keras_bn.layers import BatchNormalization
 
 _CALLS = (keras.layers.BatchNormalization.call, BatchNormalization.call)
@@ -63,6 +63,9 @@ def affine_of(layer: Any, weights: dict[str, np.ndarray], rank: int) -> Affine:
     """The affine that the batch normalization `layer` applies in inference to rank-`rank` tensors.
 
     `weights` is what `read_batch_norm` gives, or what absorbing made of it.
+
+    Raises:
+        Refused: it normalises over the batch axis, whose elements have statistics of their own.
     """
     scale, shift = batch_norm_affine(
         weights["gamma"],
@@ -73,6 +76,8 @@ def affine_of(layer: Any, weights: dict[str, np.ndarray], rank: int) -> Affine:
     )
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     axes = sorted(axis % rank for axis in axes)
+    if 0 in axes:
+        raise Refused("its channel axis is the batch axis")
     lengths = iter(scale.shape if scale.ndim == len(axes) else [scale.size])
     shape = [next(lengths) if axis in axes else 1 for axis in range(1, rank)]
     return Affine(scale.reshape(shape), shift.reshape(shape))

@@ -12,7 +12,7 @@ from keras import tree
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from keras_bn.errors import UnsupportedModelError
-from keras_bn.graph.view import Site, calls, functional_graph, structure
+from keras_bn.graph.view import Site, arguments, calls, functional_graph, structure
 
 Weights = Mapping[str, np.ndarray]
 """Values of a layer's variables by name, such as "kernel" and "bias"."""
@@ -84,7 +84,9 @@ class _Rebuilder:
         layers = [
             self.operation(call.operation)
             for position, call in enumerate(calls(functional))
-            if Site(id(functional), position) not in self.changes.removed
+            # Masks are computed by operations of their own, which the layers bring along.
+            if isinstance(call.operation, keras.Layer)
+            and Site(id(functional), position) not in self.changes.removed
         ]
         # A Sequential model with no layer left would not be callable.
         layers = layers or [keras.layers.Identity()]
@@ -97,14 +99,31 @@ class _Rebuilder:
 
     def run(self, functional: Any, tensors: dict[int, Any]) -> None:
         """Call the new operations in order; `tensors` maps old tensors' ids to new ones."""
+        outputs_of_model = set(map(id, functional.outputs))
         for position, call in enumerate(calls(functional)):
-            args, kwargs = call.arguments.fill_in(tensors)
             if Site(id(functional), position) in self.changes.removed:
-                outputs = [tree.flatten((args, kwargs))[0]]
+                first, _ = arguments(call)
+                outputs = [tensors[id(first)]]
+                if id(call.outputs[0]) in outputs_of_model:
+                    outputs = [self.stand_in(call.operation, functional)(outputs[0])]
             else:
+                args, kwargs = call.arguments.fill_in(tensors)
                 outputs = tree.flatten(self.operation(call.operation)(*args, **kwargs))
                 self.fill(call.operation)
             tensors.update(zip(map(id, call.outputs), outputs, strict=True))
+
+    def stand_in(self, old: Any, functional: Any) -> Any:
+        """An Identity of the name of `old`, after which an output of the model is called."""
+        stays = any(
+            call.operation is old and Site(id(functional), position) not in self.changes.removed
+            for position, call in enumerate(calls(functional))
+        )
+        if stays:  # its name is taken
+            return keras.layers.Identity(dtype=old.dtype_policy.name)
+        if id(old) not in self.made:
+            self.made[id(old)] = keras.layers.Identity(name=old.name, dtype=old.dtype_policy.name)
+            self.filled.add(id(old))
+        return self.made[id(old)]
 
     def input(self, tensor: Any) -> Any:
         """A new input like the one that `tensor` comes from."""
@@ -128,13 +147,15 @@ class _Rebuilder:
             config = {**old.get_config(), **self.changes.config.get(id(old), {})}
             # The caller's own objects, already in memory: nothing foreign is deserialized here.
             with SafeModeScope(False), keras.saving.CustomObjectScope(classes):
-                return type(old).from_config(config)
+                new = type(old).from_config(config)
         except Exception as error:
             raise UnsupportedModelError(
                 f"layer '{old.name}' ({type(old).__name__}) cannot be made anew from its "
                 f"configuration: {error}. Implement get_config and from_config so that "
                 f"{type(old).__name__}.from_config(layer.get_config()) works"
             ) from error
+        new.name = old.name  # which Keras leaves out of the configuration it derives by itself
+        return new
 
     def fill(self, old: Any) -> None:
         """Give the new layer, built by its first call, the old one's weights and the changes."""

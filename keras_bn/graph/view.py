@@ -8,6 +8,7 @@ structure that it came from, which is what `rebuild` acts on.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -42,8 +43,8 @@ class Node:
         inputs: The tensors of its first argument.
         side_inputs: The tensors of all other arguments, such as masks and attention keys.
         outputs: The tensors it returns.
-        training: The `training` argument it runs with: its own, or that of the nearest model
-            around it that was called with one; None where nobody passed any.
+        training: The `training` argument it runs with: that of the outermost model around it
+            that was called with one, else its own, as Keras has it; None where nobody passed any.
     """
 
     site: Site
@@ -64,6 +65,9 @@ class View:
         inputs, outputs: The model's own tensors, flattened.
         input_names: The names of the model's inputs.
         shapes: Shape of each tensor, batch axis first, None where it is not known.
+        dtypes: Dtype of each tensor.
+        closed: Ids of the operations and models that are also reached by a call of a model that
+            could not be opened up. Nothing may change in them, since not all calls are seen.
     """
 
     nodes: tuple[Node, ...]
@@ -71,6 +75,8 @@ class View:
     input_names: tuple[str, ...]
     outputs: tuple[Tensor, ...]
     shapes: Mapping[Tensor, tuple[int | None, ...]]
+    dtypes: Mapping[Tensor, str]
+    closed: frozenset[int]
 
     @cached_property
     def producers(self) -> dict[Tensor, Node]:
@@ -122,12 +128,19 @@ def view(model: keras.Model) -> View:
     functional = functional_graph(model)
     if functional is None:
         raise UnsupportedModelError(_why_there_is_no_graph(model))
-    shapes: dict[Tensor, tuple[int | None, ...]] = {}
-    inputs = tuple(_number(tensor, shapes) for tensor in functional.inputs)
-    nodes: list[Node] = []
-    outputs = _read(functional, inputs, "", None, nodes, shapes)
+    reader = _Reader()
+    inputs = tuple(reader.number(tensor) for tensor in functional.inputs)
+    outputs = reader.read(functional, inputs, "", None)
     names = tuple(tensor.name for tensor in functional.inputs)
-    return View(tuple(nodes), inputs, names, outputs, shapes)
+    return View(
+        tuple(reader.nodes),
+        inputs,
+        names,
+        outputs,
+        reader.shapes,
+        reader.dtypes,
+        frozenset(reader.closed),
+    )
 
 
 def functional_graph(operation: keras.Operation) -> Any | None:
@@ -155,48 +168,87 @@ def structure(functional: Any) -> tuple[Any, Any]:
     return functional._inputs_struct, functional._outputs_struct
 
 
-def _number(tensor: Any, shapes: dict[Tensor, tuple[int | None, ...]]) -> Tensor:
-    shapes[len(shapes)] = tuple(tensor.shape)
-    return len(shapes) - 1
+class _Reader:
+    """Collects the calls of a model and of the models inside it."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.shapes: dict[Tensor, tuple[int | None, ...]] = {}
+        self.dtypes: dict[Tensor, str] = {}
+        self.closed: set[int] = set()
+
+    def number(self, tensor: Any) -> Tensor:
+        new = len(self.shapes)
+        self.shapes[new], self.dtypes[new] = tuple(tensor.shape), tensor.dtype
+        return new
+
+    def read(
+        self, functional: Any, inputs: tuple[Tensor, ...], prefix: str, training: bool | None
+    ) -> tuple[Tensor, ...]:
+        """Append the calls of `functional` and return the numbers of its outputs."""
+        numbers = dict(zip(map(id, functional.inputs), inputs, strict=True))
+        for position, call in enumerate(calls(functional)):
+            operation = call.operation
+            path = prefix + operation.name
+            first, rest = arguments(call)
+            data = tuple(numbers[id(tensor)] for tensor in _symbolic(first))
+            side = tuple(numbers[id(tensor)] for tensor in _symbolic(rest))
+            runs_in = _training_argument(call) if training is None else training
+            inner = functional_graph(operation)
+            if inner is not None and self._fits(inner, first, rest, data):
+                outputs = self.read(inner, data, path + "/", runs_in)
+            else:
+                if inner is not None:
+                    self.closed |= _everything_in(inner)
+                outputs = tuple(self.number(tensor) for tensor in call.outputs)
+                site = Site(id(functional), position)
+                self.nodes.append(Node(site, operation, path, data, side, outputs, runs_in))
+            numbers.update(zip(map(id, call.outputs), outputs, strict=True))
+        return tuple(numbers[id(tensor)] for tensor in functional.outputs)
+
+    def _fits(self, inner: Any, first: Any, rest: dict[str, Any], data: tuple[Tensor, ...]) -> bool:
+        """Whether the call hands each input on as it is: same structure, no rank adjusted.
+
+        A mask beside the inputs changes no value that an affine passes through.
+        """
+        if any(_symbolic(value) for name, value in rest.items() if name != "mask"):
+            return False
+        expected = inner._inputs_struct
+        if isinstance(expected, (list, tuple)) and len(expected) == 1 and not tree.is_nested(first):
+            first = [first]
+        try:
+            tree.assert_same_structure(tree.lists_to_tuples(first), tree.lists_to_tuples(expected))
+        except (TypeError, ValueError):
+            return False
+        return all(
+            len(self.shapes[number]) == len(tensor.shape)
+            for number, tensor in zip(data, inner.inputs, strict=True)
+        )
 
 
-def _read(
-    functional: Any,
-    inputs: tuple[Tensor, ...],
-    prefix: str,
-    training: bool | None,
-    nodes: list[Node],
-    shapes: dict[Tensor, tuple[int | None, ...]],
-) -> tuple[Tensor, ...]:
-    """Append the calls of `functional` to `nodes` and return the numbers of its outputs."""
-    numbers = {id(tensor): number for tensor, number in zip(functional.inputs, inputs, strict=True)}
-    for position, call in enumerate(calls(functional)):
-        operation = call.operation
-        path = prefix + operation.name
-        first, rest = _arguments(call)
-        data = tuple(numbers[id(tensor)] for tensor in first)
-        side = tuple(numbers[id(tensor)] for tensor in rest)
-        own = _training_argument(call)
-        effective = training if own is None else own
-        inner = functional_graph(operation)
-        if inner is not None and not side and _fits(inner, call, data, shapes):
-            outputs = _read(inner, data, path + "/", effective, nodes, shapes)
+def _everything_in(functional: Any) -> set[int]:
+    """Ids of a Functional graph, its operations, and those of the models inside it."""
+    found = {id(functional)}
+    for call in calls(functional):
+        found.add(id(call.operation))
+        inner = functional_graph(call.operation)
+        if inner is not None:
+            found |= _everything_in(inner)
+    return found
+
+
+def arguments(call: Any) -> tuple[Any, dict[str, Any]]:
+    """The first argument of a Keras node's call, and all others by name."""
+    signature = inspect.signature(call.operation.call)
+    bound = signature.bind(*call.arguments.args, **call.arguments.kwargs).arguments
+    flat: dict[str, Any] = {}
+    for name, value in bound.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            flat |= value
         else:
-            outputs = tuple(_number(tensor, shapes) for tensor in call.outputs)
-            site = Site(id(functional), position)
-            nodes.append(Node(site, operation, path, data, side, outputs, effective))
-        numbers.update(zip(map(id, call.outputs), outputs, strict=True))
-    return tuple(numbers[id(tensor)] for tensor in functional.outputs)
-
-
-def _arguments(call: Any) -> tuple[list[Any], list[Any]]:
-    """The symbolic tensors of a call's first argument, and those of all others."""
-    args, kwargs = call.arguments.args, dict(call.arguments.kwargs)
-    if args:
-        first, others = args[0], args[1:]
-    else:
-        first, others = kwargs.pop(next(iter(kwargs))), ()
-    return _symbolic(first), _symbolic((others, kwargs))
+            flat[name] = value
+    first = next(iter(signature.parameters))
+    return flat.pop(first, None), flat
 
 
 def _symbolic(arguments: Any) -> list[Any]:
@@ -206,22 +258,6 @@ def _symbolic(arguments: Any) -> list[Any]:
 def _training_argument(call: Any) -> bool | None:
     training = call.arguments.kwargs.get("training")
     return None if training is None else bool(training)
-
-
-def _fits(inner: Any, call: Any, inputs: tuple[Tensor, ...], shapes: Any) -> bool:
-    """Whether the call hands each input on as it is: same structure, no rank adjusted."""
-    arguments = (*call.arguments.args, *call.arguments.kwargs.values())
-    given, expected = arguments[0], inner._inputs_struct
-    if isinstance(expected, (list, tuple)) and len(expected) == 1 and not tree.is_nested(given):
-        given = [given]
-    try:
-        tree.assert_same_structure(tree.lists_to_tuples(given), tree.lists_to_tuples(expected))
-    except (TypeError, ValueError):
-        return False
-    return all(
-        len(shapes[number]) == len(tensor.shape)
-        for number, tensor in zip(inputs, inner.inputs, strict=True)
-    )
 
 
 def _why_there_is_no_graph(model: Any) -> str:

@@ -90,7 +90,9 @@ def _copy(operation: Any, options: dict[str, Any], copy: Callable[[Any], Any]) -
             f"normalizations ({', '.join(hidden)}) that cannot be replaced from outside it. Use "
             "keras_bn.layers.BatchNormalization where it creates them"
         )
-    return type(operation).from_config(operation.get_config())
+    new = type(operation).from_config(operation.get_config())
+    new.name = operation.name  # which Keras leaves out of the configuration it derives by itself
+    return new
 
 
 def like(layer: keras.layers.BatchNormalization, **options: Any) -> BatchNormalization:
@@ -127,7 +129,9 @@ def _new_inputs(model: keras.Model) -> Any:
 
     def copied(tensor: Any) -> Any:
         layer = layers[id(tensor)]
-        return type(layer).from_config(layer.get_config()).output
+        new = type(layer).from_config(layer.get_config()).output
+        new.name = tensor.name  # an unnamed input's, by which data in dictionaries go
+        return new
 
     return tree.map_structure(copied, model.input)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_bn
-from keras_bn.compare.api import compare, compare_with_outputs
+from keras_bn.compare.api import compare, compare_arrays, compare_with_outputs
 from keras_bn.compare.run import open_model, predict
 from keras_bn.errors import ComparisonError, UnsupportedModelError
 from tests.deployable import image_model, images, token_model, two_by_two_model
@@ -195,3 +195,9 @@ def test_unsuitable_data_are_refused():
     model = keras.Model(x, layers.Embedding(3, 2)(x))
     with pytest.raises(ComparisonError, match="made for"):
         compare(model, model, np.array([[5, 5]]))
+
+
+def test_classes_of_outputs_that_are_not_numbers_do_not_agree():
+    scores, broken = np.eye(4, 3), np.full((4, 3), np.nan)
+    assert compare_arrays("scores", scores, broken).top1_agreement == 0.0
+    assert compare_arrays("scores", broken, broken).top1_agreement == 0.0

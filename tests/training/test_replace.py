@@ -202,3 +202,9 @@ def test_a_subclassed_model_within_is_refused_by_name():
     model = keras.Sequential([keras.Input((3,)), Written()])
     with pytest.raises(UnsupportedModelError, match=r"'written' of class Written .*\(hidden\)"):
         replace_batch_norm(model)
+
+
+def test_unnamed_inputs_keep_the_names_that_dictionaries_use():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([a, b], keras.layers.BatchNormalization()(a + b))
+    assert [t.name for t in replace_batch_norm(model).inputs] == [t.name for t in model.inputs]
