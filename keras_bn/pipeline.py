@@ -215,10 +215,11 @@ def convert_all(
         for mode, file in files.items():
             try:
                 step(f"convert to {mode}")
+                asked_io = io_dtype if io_dtype in IO_DTYPES[mode] else "float32"
                 process.submit(
                     exported,
                     quantize=mode,
-                    io_dtype=io_dtype if io_dtype in IO_DTYPES[mode] else "float32",
+                    io_dtype=asked_io,
                     calibration=_ranges_for(mode, ranges),
                     allow_flex=allow_flex,
                 )
@@ -227,6 +228,8 @@ def convert_all(
                 contents = read_contents(tflite)
                 if mode in INTEGER_MODES and not allow_float:
                     _require_no_float(contents, mode)
+                if asked_io != "float32":
+                    _require_io(contents, asked_io)
                 comparison = None
                 if not any(op.startswith("Flex") for op in contents.ops):
                     step(f"compare {mode}")
@@ -276,6 +279,16 @@ def _ranges_for(mode: str, ranges: Samples | None) -> Samples | None:
 
 def _silent(step: str) -> None:
     """The progress of a caller who did not ask for it."""
+
+
+def _require_io(contents: Contents, io_dtype: str) -> None:
+    """The converter leaves what no quantized operation touches in float, and says nothing."""
+    if left := contents.io_dtypes["float32"]:
+        raise ConversionError(
+            f"Expected inputs and outputs of {io_dtype}; {left} of {contents.io_dtypes.total()} "
+            "stayed float32, since no quantized operation reads or gives them. Keep "
+            'io_dtype="float32", or take unused inputs and constant outputs out of the model.'
+        )
 
 
 def _require_no_float(contents: Contents, mode: str) -> None:

@@ -340,3 +340,19 @@ def children_of(pid):
     """Processes whose parent is `pid`: the fields after the name are the state and the parent."""
     stats = [path.read_text().rpartition(")") for path in Path("/proc").glob("[0-9]*/stat")]
     return [int(start.split()[0]) for start, _, rest in stats if int(rest.split()[1]) == pid]
+
+
+def test_an_input_that_nothing_reads_cannot_be_quantized(tmp_path, process):
+    used, unused = keras.Input((4,), name="used"), keras.Input((4,), name="unused")
+    model = keras.Model([used, unused], layers.Dense(3)(used))
+    samples = {"used": np.ones((20, 4), "float32"), "unused": np.ones((20, 4), "float32")}
+    with pytest.raises(ConversionError, match="1 of 3 stayed float32"):
+        keras_bn.convert(
+            model,
+            tmp_path / "m.tflite",
+            quantize="int8",
+            io_dtype="int8",
+            calibration=samples,
+            process=process,
+        )
+    assert not (tmp_path / "m.tflite").exists()

@@ -30,11 +30,13 @@ class Contents:
             runs TensorFlow's kernel by "Flex" and that kernel's name.
         float_ops: Those that take or give floats, boundaries aside.
         dtypes: How many tensors there are of each dtype, by lower-case name.
+        io_dtypes: The dtypes of the file's inputs and outputs.
     """
 
     ops: Counter[str]
     float_ops: Counter[str]
     dtypes: Counter[str]
+    io_dtypes: Counter[str]
 
 
 def read_contents(tflite: bytes) -> Contents:
@@ -61,7 +63,11 @@ def read_contents(tflite: bytes) -> Contents:
                 types[tensor] in _FLOAT_TYPES for tensor in _tensors(operator)
             ):
                 float_ops[name] += 1
-    return Contents(ops, float_ops, dtypes)
+    main = model.Subgraphs(0)
+    boundary = [main.Inputs(i) for i in range(main.InputsLength())]
+    boundary += [main.Outputs(i) for i in range(main.OutputsLength())]
+    io_dtypes = Counter(_TYPE_NAMES[main.Tensors(tensor).Type()] for tensor in boundary)
+    return Contents(ops, float_ops, dtypes, io_dtypes)
 
 
 def _op_name(code: Any) -> str:

@@ -33,7 +33,8 @@ def fold(model: keras.Model, *, keep: Collection[str] = ()) -> FoldResult:
 
     Returns:
         A `FoldResult` with the folded model, not compiled, and a record for every
-        normalization: what it was folded into, or the reason that it stayed.
+        normalization: what it was folded into, or the reason that it stayed. One that gave an
+        output of a Functional model leaves an Identity of its name, by which losses know it.
 
     Raises:
         UnsupportedModelError: the model's graph cannot be read, a layer cannot be made from its
