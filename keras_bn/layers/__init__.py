@@ -1,6 +1,7 @@
 """Normalization layers that are right while training, drop-ins for Keras's own."""
 
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.instance_normalization import InstanceNormalization
 from keras_bn.layers.layer_normalization import LayerNormalization
 
-__all__ = ["BatchNormalization", "LayerNormalization"]
+__all__ = ["BatchNormalization", "InstanceNormalization", "LayerNormalization"]
