@@ -11,14 +11,14 @@ from keras_bn import errors
 from keras_bn._callable_module import resolve
 
 if TYPE_CHECKING:
-    from keras_bn import compare, convert, fold, layers
+    from keras_bn import compare, convert, fold, interop, layers
     from keras_bn.bench.api import benchmark
     from keras_bn.training.population import update_bn
     from keras_bn.training.replace import replace_batch_norm
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("compare", "convert", "fold", "layers")
+_MODULES = ("compare", "convert", "fold", "interop", "layers")
 _FUNCTIONS = {
     "benchmark": "keras_bn.bench.api:benchmark",
     "replace_batch_norm": "keras_bn.training.replace:replace_batch_norm",
@@ -31,6 +31,7 @@ __all__ = [
     "convert",
     "errors",
     "fold",
+    "interop",
     "layers",
     "replace_batch_norm",
     "update_bn",
@@ -38,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
+    if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _FUNCTIONS:
         return resolve(_FUNCTIONS[name])
