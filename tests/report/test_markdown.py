@@ -48,7 +48,11 @@ def unescaped(line, character):
     return line.replace("\\\\", "").replace(f"\\{character}", "").count(character)
 
 
-@pytest.mark.parametrize("written", [whole(), hostile(HOSTILE), hostile("a|b\nc")], ids=str)
+@pytest.mark.parametrize(
+    "written",
+    [whole(), hostile(HOSTILE), hostile("a|b\nc")],
+    ids=["plain", "markup", "table marks"],
+)
 def test_every_row_has_the_columns_of_its_table(written):
     columns = None
     for line in render_markdown(written).splitlines():
