@@ -167,6 +167,8 @@ def travel(
             verbose=terminal.verbose,
             failures=failures,
         )
+        if not conversions:
+            raise next(iter(failures.values()))
         accuracies: dict[Any, float] = {}
         reference = None
         if evaluation is not None and evaluation.labels is not None:

@@ -98,6 +98,11 @@ CASES = {
     "no-such-folder": (["convert", "{good}", "-o", "{bad}/no/out.tflite"], 2, "no such folder"),
     "output-is-a-folder": (["convert", "{good}", "-o", "{bad}"], 2, "this is a folder"),
     "output-is-a-file": (["run", "{good}", "-o", "{bad}/cut.keras"], 2, "this is a file"),
+    "run-without-a-file-to-measure": (
+        ["run", "{good}", "-o", "{bad}", "--modes", "int8"],
+        2,
+        "Expected calibration data",
+    ),
     "too-tight": (["convert", "{good}", "-o", "{out}", "--tolerance", "1e-12"], 1, "within 1e-12"),
     "bad-mode": (["convert", "{good}", "-o", "{out}", "--quantize", "int4"], 2, "int4"),
     "bench-no-file": (["bench", "{bad}/none.tflite"], 2, "none.tflite"),
