@@ -203,12 +203,7 @@ def convert_all(
             step("fold")
             folded = fold_batch_norm(model)
         step("export")
-        exported = export(
-            folded.model if folded else model,
-            scratch,
-            batch_size=batch_size,
-            input_names=[spec.name for spec in input_specs(model)],
-        )
+        exported = export(folded.model if folded else model, scratch, batch_size=batch_size)
         expected = functools.cache(functools.partial(predict, model, samples))
 
         conversions = []

@@ -52,7 +52,6 @@ def export(
     folder: Path,
     *,
     batch_size: int | None = 1,
-    input_names: Sequence[str] | None = None,
 ) -> Export:
     """Write `model`, for inference in float32, as a frozen SavedModel into `folder`.
 
@@ -62,8 +61,6 @@ def export(
         folder: An existing, empty folder.
         batch_size: The batch size of the export, None for any. A model that fixes its own
             batch size keeps that.
-        input_names: Names for the inputs, in the order of `model.inputs`. Default: the model's.
-            A rebuilt model's unnamed inputs have other names than the original's.
 
     Raises:
         ConversionError: Keras runs on another backend than TensorFlow, the model was quantized
@@ -71,11 +68,7 @@ def export(
         UnsupportedModelError: The model's inputs cannot be told.
     """
     _require_exportable(model)
-    own_inputs = input_specs(model)
-    names = input_names or [spec.name for spec in own_inputs]
-    inputs = tuple(
-        _as_exported(spec, name, batch_size) for spec, name in zip(own_inputs, names, strict=True)
-    )
+    inputs = tuple(_as_exported(spec, batch_size) for spec in input_specs(model))
     try:
         with _computing_in_float32(model):
             traced, outputs = _trace(model, inputs)
@@ -123,15 +116,11 @@ def _trace(model: keras.Model, inputs: Sequence[InputSpec]) -> tuple[Any, tuple[
     def serve(
         values: Sequence[tf.Tensor], tensors: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        by_own_name = {
-            own.name: tensors[spec.name]
-            for own, spec in zip(input_specs(model), inputs, strict=True)
-        }
         with keras.StatelessScope() as scope:
             for variable, value in zip(model.variables, values, strict=True):
                 scope.add_update((variable, value))
             before = dict(scope.state_mapping)
-            outputs = call_named(model, by_own_name)
+            outputs = call_named(model, tensors)
             after = scope.state_mapping
         _require_stateless(model, {key for key in after if after[key] is not before.get(key)})
         return {name: _as_float32(tensor) for name, tensor in outputs.items()}
@@ -181,9 +170,9 @@ def _saved_model(
     return saved_model.SerializeToString()
 
 
-def _as_exported(spec: InputSpec, name: str, batch_size: int | None) -> InputSpec:
+def _as_exported(spec: InputSpec, batch_size: int | None) -> InputSpec:
     batch = batch_size if spec.shape[0] is None else spec.shape[0]
-    return InputSpec(name, (batch, *spec.shape[1:]), _widened(spec.dtype))
+    return InputSpec(spec.name, (batch, *spec.shape[1:]), _widened(spec.dtype))
 
 
 def _widened(dtype: str) -> str:

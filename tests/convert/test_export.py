@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import keras_bn
 import keras_bn.convert.export as export_module
 from keras_bn.convert.export import export
 from keras_bn.errors import ConversionError
@@ -44,10 +45,14 @@ def test_a_fixed_batch_size_is_kept(tmp_path):
     assert exported.inputs[0].shape == (4, 3)
 
 
-def test_inputs_can_be_given_other_names(tmp_path):
-    exported = export(image_model(), tmp_path, input_names=["pixels"])
-    assert exported.inputs[0].name == "pixels"
-    assert run_by_tensorflow(exported, {"pixels": images(1)})["output_0"].shape == (1, 5)
+def test_a_folded_models_unnamed_inputs_are_exported_under_the_originals_names(tmp_path):
+    x = keras.Input((32, 32, 3))
+    model = keras.Model(x, layers.BatchNormalization()(layers.Conv2D(5, 3)(x)))
+    exported = export(keras_bn.fold(model).model, tmp_path)
+    assert exported.inputs[0].name == model.inputs[0].name
+    sample = np.ones((1, 32, 32, 3), "float32")
+    outputs = run_by_tensorflow(exported, {model.inputs[0].name: sample})
+    assert outputs["output_0"].shape == (1, 30, 30, 5)
 
 
 @keras.saving.register_keras_serializable("tests")
