@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -51,7 +53,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             recurrent network needs. The weights have the shape of these axes, in their order.
         momentum: A number in [0, 1]: how much of the moving statistics stays at each batch.
             None averages over all batches alike, which is the average in Algorithm 2 of the
-            paper. None adds the counter weight `num_batches_tracked`.
+            paper. None adds the counter weight `num_batches_tracked`, a scalar; with several
+            channel axes one count for each channel, since sequences that end early leave the
+            later time steps without elements.
         epsilon: Added to the variance, against division by zero. Positive.
         center: Whether to add β.
         scale: Whether to multiply by γ.
@@ -60,7 +64,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         beta_regularizer, gamma_regularizer: Regularizers of β and γ.
         beta_constraint, gamma_constraint: Constraints on β and γ.
         synchronized: Whether the replicas of a tf.distribute strategy normalize their joint
-            batch rather than each its own. TensorFlow only.
+            batch rather than each its own. TensorFlow only. If not, each replica also keeps
+            moving statistics of its own, and what is read or saved is their mean.
         debias: Whether the n-th batch uses min(momentum, (n − 1)/n), so that the first ones
             replace the initial statistics instead of mixing with them. Adds
             `num_batches_tracked`.
@@ -143,7 +148,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.momentum = _validated_momentum(momentum)
         self.debias = debias
         self.unbiased = unbiased
-        self.fused = fused
+        self.fused = _validated_fused(fused)
         self.num_batches_tracked = None
         # Older Keras versions have no renorm at all.
         self.renorm = getattr(self, "renorm", False)
@@ -185,13 +190,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
             self.renorm_stddev = self._add_statistic("renorm_stddev", shape, self._initial_stddev)
         if self.momentum is None or self.debias:
-            self.num_batches_tracked = self.add_weight(
-                shape=(),
+            self.num_batches_tracked = _per_replica(
+                shape=shape if len(shape) > 1 else (),
                 name="num_batches_tracked",
-                initializer="zeros",
+                initializer=keras.initializers.Zeros(),
                 dtype="int32",
-                trainable=False,
-                autocast=False,
+                aggregation="only_first_replica",  # integers have no mean
             )
 
     def call(
@@ -288,13 +292,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # A float16 average stops moving once its steps are below a thousandth of it, and
         # cannot hold a variance above 65504.
         dtype = keras.backend.result_type(self.variable_dtype, "float32")
-        return self.add_weight(
-            shape=shape,
-            name=name,
-            initializer=initializer,
-            dtype=dtype,
-            trainable=False,
-            autocast=False,
+        return _per_replica(
+            shape=shape, name=name, initializer=initializer, dtype=dtype, aggregation="mean"
         )
 
     def _initial_stddev(self, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
@@ -337,9 +336,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return
         # Until one batch had a variance, the moving variance is its initial value, which must
         # not be averaged into the first.
-        too_few = ops.where(self.num_batches_tracked > 0, 0, self._too_few)
-        counts = ops.any(batch.count > ops.cast(too_few, batch.count.dtype))
-        self.num_batches_tracked.assign_add(ops.cast(counts, "int32"))
+        earlier = ops.convert_to_tensor(self.num_batches_tracked)
+        too_few = ops.cast(ops.where(earlier > 0, 0, self._too_few), batch.count.dtype)
+        counts = batch.count > too_few
+        if len(earlier.shape) == 0:
+            counts = ops.any(counts)
+        self.num_batches_tracked.assign(earlier + ops.cast(counts, "int32"))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -358,6 +360,16 @@ def _widened(inputs: Tensor) -> Tensor:
     return ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
 
 
+def _per_replica(**options: Any) -> Any:
+    """A weight for `build` that each replica moves by itself and that reads as their aggregate.
+
+    `Layer.add_weight` cannot ask for that. Its weights also diverge between replicas when they
+    are moved, but read and save as the first replica's alone. Nothing is sent between the
+    replicas while they train, so layers may be called inside loops and compiled functions.
+    """
+    return keras.Variable(**options, trainable=False, autocast=False, synchronization="on_read")
+
+
 def _move(statistic: Any, value: Tensor, momentum: Any, where: Tensor) -> None:
     """statistic ← momentum·statistic + (1 − momentum)·value, in the channels where `where`."""
     momentum = ops.where(where, ops.cast(momentum, statistic.dtype), 1)
@@ -367,8 +379,9 @@ def _move(statistic: Any, value: Tensor, momentum: Any, where: Tensor) -> None:
 
 def _validated_axis(axis: Any) -> int | list[int]:
     several = list(axis) if isinstance(axis, (list, tuple)) else [axis]
-    if not several or not all(isinstance(one, int) for one in several):
+    if not several or not all(_is_integer(one) for one in several):
         raise TypeError(f"`axis` must be an integer or several. Received: axis={axis!r}")
+    several = [int(one) for one in several]
     if 0 in several:
         raise ValueError(
             "`axis` must not be the batch axis, 0: the statistics are taken over it. "
@@ -377,9 +390,15 @@ def _validated_axis(axis: Any) -> int | list[int]:
     return several[0] if len(several) == 1 else several
 
 
-def _validated_momentum(momentum: float | None) -> float | None:
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _validated_momentum(momentum: Any) -> float | None:
     if momentum is None:
         return None
+    if not isinstance(momentum, Real) or isinstance(momentum, bool):
+        raise TypeError(f"`momentum` must be a number or None. Received: momentum={momentum!r}")
     if not 0 <= momentum <= 1:
         raise ValueError(
             "`momentum` must be in [0, 1], or None to average over all batches alike. "
@@ -388,10 +407,18 @@ def _validated_momentum(momentum: float | None) -> float | None:
     return float(momentum)
 
 
-def _validated_epsilon(epsilon: float) -> float:
-    if not epsilon > 0:
-        raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon!r}")
+def _validated_epsilon(epsilon: Any) -> float:
+    if not isinstance(epsilon, Real) or isinstance(epsilon, bool):
+        raise TypeError(f"`epsilon` must be a number. Received: epsilon={epsilon!r}")
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"`epsilon` must be positive and finite. Received: epsilon={epsilon!r}")
     return float(epsilon)
+
+
+def _validated_fused(fused: Any) -> bool | None:
+    if fused is not None and not isinstance(fused, bool):
+        raise TypeError(f"`fused` must be None, True or False. Received: fused={fused!r}")
+    return fused
 
 
 def _channels(axis: int | list[int], input_shape: Sequence[int | None]) -> dict[int, int]:
