@@ -6,23 +6,20 @@ wants the mean and variance of each channel over the data, under the final weigh
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, count, islice
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import keras
 import numpy as np
-from keras import tree
 from keras.ops import convert_to_numpy
 from rich.console import Console
 from rich.progress import track
 
 from keras_bn.errors import CalibrationError, UnsupportedModelError
-from keras_bn.layers import BatchNormalization
-from keras_bn.layers.moments import Moments
-from keras_bn.training.replace import like
+from keras_bn.training import passes, processes
+from keras_bn.training.batches import input_batches
 
 Array = np.ndarray
 
@@ -91,245 +88,130 @@ def update_bn(
         raise ValueError(f"`method` must be one of {', '.join(_ESTIMATES)}. Received: {method!r}")
     if steps is not None and steps < 1:
         raise ValueError(f"`steps` must be positive, or None for all. Received: steps={steps}")
-    batches, total = _batches(model, data, batch_size)
-    if steps is not None:
-        batches, total = islice(batches, steps), min(steps, total or steps)
-    elif total == math.inf:
-        raise ValueError("`data` never end: give `steps`")
-
-    try:
-        first = next(batches)
-    except StopIteration:
+    batches, total = input_batches(model, data, batch_size, steps)
+    first = next(batches, None)
+    if not processes.in_every_process(first is not None):
         raise CalibrationError(
             f"expected data to measure the statistics of '{model.name}' on, received none: "
             "check that the data set is not empty, or already used up"
-        ) from None
-    if not all(layer.built for layer in model._flatten_layers()):
-        model(first, training=False)
-
+        )
+    passes.build(model, first)
     layers = [
         layer
         for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.built and layer.trainable
     ]
     if not layers:
         return model
-    estimates = [_ESTIMATES[method](getattr(layer, "unbiased", False)) for layer in layers]
-    show = sys.stderr.isatty() if verbose is None else verbose
+    estimates = [_ESTIMATES[method](int(getattr(layer, "unbiased", False))) for layer in layers]
     progress = track(
         chain([first], batches),
         "Measuring statistics",
         total,
         console=Console(stderr=True),
-        disable=not show,
+        disable=not (sys.stderr.isatty() if verbose is None else verbose),
     )
-    with _Collector(layers) as collector:
-        step = _compiled(lambda x: collector.moments_in(model, x))
-        for x in progress:
-            for index, batch in step(x):
-                moments = (convert_to_numpy(part) for part in batch)
-                estimates[int(index)].add(*(part.astype("float64") for part in moments))
-    if not any(estimate.batches for estimate in estimates):
+    states = passes.final_states(model, layers, estimates, progress)
+    found = [estimate.found(state) for estimate, state in zip(estimates, states, strict=True)]
+    if not any(one.batches for one in found):
         raise UnsupportedModelError(
             f"calling '{model.name}' reached none of its batch normalizations "
             f"({', '.join(layer.name for layer in layers)}) outside inference: they are called "
-            "with training=False, or from a tf.function of the model's own"
+            "with training=False, or all that reaches them is masked"
         )
     # All of them before any of them moves.
-    for layer, estimate in zip(layers, estimates, strict=True):
-        if not (np.isfinite(estimate.mean).all() and np.isfinite(estimate.variance).all()):
+    for layer, one in zip(layers, found, strict=True):
+        if not (np.isfinite(one.mean).all() and np.isfinite(one.variance).all()):
             raise CalibrationError(
                 f"the statistics of layer '{layer.name}' are not finite: expected data without "
                 "NaN and infinity, and weights that do not overflow on them"
             )
-    for layer, estimate in zip(layers, estimates, strict=True):
-        _assign(layer, estimate)
+    for layer, one in zip(layers, found, strict=True):
+        _assign(layer, one)
     return model
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A population's statistics, per channel, and in which channels each could be estimated."""
+
+    mean: Array
+    variance: Array
+    mean_known: Array
+    variance_known: Array
+    batches: int  # calls of the layer that had something to measure
+
+
+@dataclass(frozen=True)
 class _Pooled:
     """Mean and variance of all elements of all batches, merged by Chan's formula."""
 
-    def __init__(self, unbiased: bool) -> None:
-        self.too_few = 1 if unbiased else 0  # elements that have no variance yet
-        self.batches = 0
-        self.count: Any = 0.0
-        self.mean: Any = 0.0
-        self._squares: Any = 0.0
+    too_few: int  # elements that have no variance yet: one, where it is unbiased
+    parts = 4  # batches, count, mean, sum of squared deviations
 
-    def add(self, mean: Array, variance: Array, count: Array) -> None:
-        total = self.count + count
-        share = count / np.maximum(total, 1)
-        delta = mean - self.mean
-        self._squares = self._squares + count * variance + delta**2 * self.count * share
-        self.mean = self.mean + delta * share
-        self.count = total
-        self.batches += 1
+    def of(self, moments: Any, xp: Any) -> Any:
+        mean, variance, count = xp.unstack(moments)
+        return xp.stack([xp.minimum(count, 1), count, mean, count * variance])
 
-    @property
-    def variance(self) -> Any:
-        return self._squares / np.maximum(self.count - self.too_few, 1)
+    def merged(self, one: Any, other: Any, xp: Any) -> Any:
+        batches, count, mean, squares = xp.unstack(one)
+        more_batches, more_count, more_mean, more_squares = xp.unstack(other)
+        total = count + more_count
+        share = more_count / xp.maximum(total, 1)
+        delta = more_mean - mean
+        return xp.stack([
+            batches + more_batches,
+            total,
+            mean + delta * share,
+            squares + more_squares + delta * delta * count * share,
+        ])  # fmt: skip
 
-    @property
-    def known(self) -> tuple[Any, Any]:
-        """In which channels the mean, and the variance, could be estimated."""
-        return self.count > 0, self.count > self.too_few
+    def found(self, state: Array) -> _Found:
+        batches, count, mean, squares = state
+        variance = squares / np.maximum(count - self.too_few, 1)
+        return _Found(mean, variance, count > 0, count > self.too_few, int(batches.max()))
 
 
+@dataclass(frozen=True)
 class _Average:
     """The average over batches of each batch's estimates, every batch weighing the same."""
 
-    def __init__(self, unbiased: bool) -> None:
-        self.too_few = 1 if unbiased else 0
-        self.batches = 0
-        self._means: Any = (0.0, 0)  # sum, number of batches in it
-        self._variances: Any = (0.0, 0)
+    too_few: int
+    parts = 4  # number and sum of means, number and sum of variances
 
-    def add(self, mean: Array, variance: Array, count: Array) -> None:
-        has_mean, has_variance = count > 0, count > self.too_few
-        estimate = variance * count / np.maximum(count - self.too_few, 1)
-        self._means = self._means[0] + mean * has_mean, self._means[1] + has_mean
-        self._variances = (
-            self._variances[0] + estimate * has_variance,
-            self._variances[1] + has_variance,
+    def of(self, moments: Any, xp: Any) -> Any:
+        mean, variance, count = xp.unstack(moments)
+        has_mean = xp.minimum(count, 1)
+        has_variance = xp.clip(count - self.too_few, 0, 1)
+        unbiased = variance * count / xp.maximum(count - self.too_few, 1)
+        return xp.stack([has_mean, mean * has_mean, has_variance, unbiased * has_variance])
+
+    def merged(self, one: Any, other: Any, xp: Any) -> Any:
+        return one + other
+
+    def found(self, state: Array) -> _Found:
+        means, mean, variances, variance = state
+        return _Found(
+            mean / np.maximum(means, 1),
+            variance / np.maximum(variances, 1),
+            means > 0,
+            variances > 0,
+            int(means.max()),
         )
-        self.batches += 1
-
-    @property
-    def mean(self) -> Any:
-        return self._means[0] / np.maximum(self._means[1], 1)
-
-    @property
-    def variance(self) -> Any:
-        return self._variances[0] / np.maximum(self._variances[1], 1)
-
-    @property
-    def known(self) -> tuple[Any, Any]:
-        """In which channels the mean, and the variance, could be estimated."""
-        return self._means[1] > 0, self._variances[1] > 0
 
 
 _ESTIMATES: dict[str, Any] = {"pooled": _Pooled, "average": _Average}
 
 
-class _Collector:
-    """While open, the layers normalize by the batch and hand over its moments."""
-
-    def __init__(self, layers: list[Any]) -> None:
-        self._layers = layers
-        self._collected: list[tuple[int, Moments]] = []
-
-    def __enter__(self) -> _Collector:
-        calls = [self._collecting(index, layer) for index, layer in enumerate(self._layers)]
-        for layer, call in zip(self._layers, calls, strict=True):
-            layer.call = call  # on this object, in front of the method of its class
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for layer in self._layers:
-            del layer.call
-
-    def moments_in(self, model: keras.Model, x: Any) -> list[tuple[int, Moments]]:
-        """Call `model`; the moments at each call of each layer, with the layer's number."""
-        self._collected = []
-        # 0 asks everything for inference, and is not the False that a model's code passes to a
-        # layer which is to infer whatever the model does.
-        model(x, training=0)
-        return self._collected
-
-    def _collecting(self, index: int, layer: Any) -> Callable[..., Any]:
-        inference = layer.call
-        ours = _ours(layer)
-
-        def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
-            if training is False:
-                return inference(inputs, training=False, mask=mask)
-            outputs, batch = ours.normalize_batch(inputs, mask)
-            self._collected.append((index, batch))
-            return outputs
-
-        return call
-
-
-def _ours(layer: Any) -> BatchNormalization:
-    """`layer` itself, or for Keras's a layer of ours that computes the same."""
-    if isinstance(layer, BatchNormalization):
-        return layer
-    if type(layer).call is not keras.layers.BatchNormalization.call:
-        raise UnsupportedModelError(
-            f"layer '{layer.name}' of class {type(layer).__name__} computes in its own way what "
-            "keras.layers.BatchNormalization does; only that one and this package's are known"
-        )
-    twin = like(layer, unbiased=False)
-    shape: list[int | None] = [None] * layer.input_spec.ndim
-    for axis, size in layer.input_spec.axes.items():
-        shape[axis] = size
-    twin.build(shape)
-    for weight in twin.weights:
-        weight.assign(getattr(layer, weight.name))
-    return twin
-
-
-def _assign(layer: Any, estimate: Any) -> None:
-    mean_known, variance_known = estimate.known
-    mean = np.where(mean_known, estimate.mean, convert_to_numpy(layer.moving_mean))
-    variance = np.where(variance_known, estimate.variance, convert_to_numpy(layer.moving_variance))
+def _assign(layer: Any, found: _Found) -> None:
+    mean = np.where(found.mean_known, found.mean, convert_to_numpy(layer.moving_mean))
+    variance = np.where(
+        found.variance_known, found.variance, convert_to_numpy(layer.moving_variance)
+    )
     layer.moving_mean.assign(mean)
     layer.moving_variance.assign(variance)
     if getattr(layer, "renorm", False):
         layer.moving_stddev.assign(np.sqrt(variance + layer.epsilon))
     if getattr(layer, "num_batches_tracked", None) is not None:
-        layer.num_batches_tracked.assign(estimate.batches)
-
-
-def _compiled(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    if keras.backend.backend() != "tensorflow":
-        return step
-    import tensorflow as tf
-
-    return tf.function(step, reduce_retracing=True, autograph=False)
-
-
-def _batches(model: keras.Model, data: Any, batch_size: int) -> tuple[Iterator[Any], Any]:
-    """The inputs of each batch, and how many batches there are if that is known."""
-    several_inputs = len(getattr(model, "inputs", None) or ()) > 1
-    if isinstance(data, tuple):
-        data = data[0]
-    if _is_array(data) or isinstance(data, dict) or (isinstance(data, list) and several_inputs):
-        arrays = tree.map_structure(np.asarray, data)
-        sizes = {len(array) for array in tree.flatten(arrays)}
-        if len(sizes) != 1:
-            raise ValueError(f"`data` must have one number of samples. Received: {sorted(sizes)}")
-        slices = [slice(start, start + batch_size) for start in range(0, sizes.pop(), batch_size)]
-        return (_samples(arrays, part) for part in slices), len(slices)
-    if isinstance(data, keras.utils.PyDataset):
-        total = data.num_batches
-        numbers = count() if total is None else range(total)
-        return (_inputs(data[number]) for number in numbers), total
-    if not isinstance(data, Iterable):
-        raise TypeError(
-            "`data` must be an array, a dict of arrays, a tuple (x, y), a tf.data.Dataset, a "
-            f"PyDataset or an iterable of batches. Received: {type(data).__name__}"
-        )
-    return (_inputs(batch) for batch in data), _length(data)
-
-
-def _inputs(batch: Any) -> Any:
-    """x of a batch that may be x, (x,), (x, y) or (x, y, sample_weight)."""
-    return batch[0] if isinstance(batch, tuple) else batch
-
-
-def _samples(arrays: Any, part: slice) -> Any:
-    return tree.map_structure(lambda array: array[part], arrays)
-
-
-def _is_array(data: Any) -> bool:
-    return hasattr(data, "shape") and hasattr(data, "dtype")
-
-
-def _length(data: Any) -> Any:
-    """Batches in an iterable: a number, infinity, or None where nobody knows."""
-    if hasattr(data, "cardinality"):  # tf.data.Dataset: −1 is infinite, −2 unknown
-        cardinality = int(data.cardinality())
-        return {-1: math.inf, -2: None}.get(cardinality, cardinality)
-    return len(data) if hasattr(data, "__len__") else None
+        counter = layer.num_batches_tracked  # a scalar, or one for each of several channel axes
+        counter.assign(np.full(counter.shape, found.batches))
