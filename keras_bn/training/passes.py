@@ -139,6 +139,9 @@ def _compiled(
     def record(index: int, batch: Moments) -> None:
         recorded[index].append(_stacked(batch))
 
+    def array(x: Any) -> Any:
+        return x if isinstance(x, jax.Array) else _to_numpy(x)  # of which others may hold parts
+
     trainable = [variable.value for variable in model.trainable_variables]
     others = [variable.value for variable in model.non_trainable_variables]
     with recording(layers, record) as training:
@@ -150,8 +153,8 @@ def _compiled(
 
         shardings = processes.result_shardings(others)
         step = jax.jit(step, out_shardings=shardings)
-        for x in processes.over_devices(tree.map_structure(_to_numpy, x) for x in batches):
-            calls, others = step(trainable, others, x)
+        for x in batches:
+            calls, others = step(trainable, others, tree.map_structure(array, x))
             _add(states, estimates, jax.device_get(calls))
     return states
 

@@ -88,9 +88,12 @@ def update_bn(
         raise ValueError(f"`method` must be one of {', '.join(_ESTIMATES)}. Received: {method!r}")
     if steps is not None and steps < 1:
         raise ValueError(f"`steps` must be positive, or None for all. Received: steps={steps}")
-    batches, total = input_batches(model, data, batch_size, steps)
+    batches, total = processes.in_every_process(
+        lambda: input_batches(model, processes.own_share(data), batch_size, steps)
+    )
+    batches = processes.over_devices(batches)
     first = next(batches, None)
-    if not processes.in_every_process(first is not None):
+    if first is None:
         raise CalibrationError(
             f"expected data to measure the statistics of '{model.name}' on, received none: "
             "check that the data set is not empty, or already used up"
