@@ -1,7 +1,9 @@
-"""Quiet TensorFlow on the CPU, the same on every machine."""
+"""Quiet TensorFlow on the CPU, the same on every machine, and tests of certain backends alone."""
 
 import os
 import signal
+
+import pytest
 
 # A shell starts background jobs with Ctrl-C ignored, which every process that the tests start and
 # interrupt would inherit.
@@ -10,3 +12,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "backend(*names, because): only for these Keras backends; skipped under any other.",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    running = os.environ["KERAS_BACKEND"]
+    for item in items:
+        for mark in item.iter_markers("backend"):
+            if running not in mark.args:
+                names, because = " and ".join(mark.args), mark.kwargs["because"]
+                item.add_marker(pytest.mark.skip(reason=f"for {names} only: {because}"))

@@ -15,6 +15,7 @@ from keras_bn.layers.moments import (
     Moments,
     Tensor,
     align_mask,
+    computing_dtype,
     moments,
     own_replica,
     unbiased_variance,
@@ -63,18 +64,20 @@ class BatchNormalization(keras.layers.BatchNormalization):
         moving_mean_initializer, moving_variance_initializer: Initializers of the statistics.
         beta_regularizer, gamma_regularizer: Regularizers of β and γ.
         beta_constraint, gamma_constraint: Constraints on β and γ.
-        synchronized: Whether the replicas of a tf.distribute strategy normalize their joint
-            batch rather than each its own. TensorFlow only. If not, each replica also keeps
-            moving statistics of its own, and what is read or saved is their mean.
+        synchronized: Whether the replicas of a tf.distribute strategy, or the processes of
+            torch.distributed, normalize their joint batch rather than each its own. If not, each
+            also keeps moving statistics of its own; tf.distribute reads and saves their mean. On
+            JAX it makes no difference: a batch that keras.distribution spreads over devices is
+            normalized as a whole.
         debias: Whether the n-th batch uses min(momentum, (n − 1)/n), so that the first ones
             replace the initial statistics instead of mixing with them. Adds
             `num_batches_tracked`.
         unbiased: Whether the moving variance accumulates σ²_B·m/(m − 1); if not, σ²_B, as in
             Keras. A batch with m = 1 then moves the mean alone. Training batches are normalized
             by the biased σ²_B either way.
-        fused: None takes the one-operation path where it applies: TensorFlow, one channel axis,
-            no mask, not synchronized, no renorm, computation in float32 or less. False never
-            does; True raises where it does not apply.
+        fused: None takes the one-operation path where it applies: TensorFlow (float32 or half
+            precision) or PyTorch, one channel axis, no mask, not synchronized, no renorm. False
+            never does; True raises where it does not apply.
         **kwargs: `name`, `dtype`, `trainable`, and `renorm`, `renorm_clipping` and
             `renorm_momentum` where the installed Keras has them.
 
@@ -141,9 +144,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             gamma_regularizer=gamma_regularizer,
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
-            synchronized=synchronized,
             **kwargs,
         )
+        self.synchronized = synchronized  # which Keras takes on TensorFlow only
         self.axis = _validated_axis(axis)
         self.momentum = _validated_momentum(momentum)
         self.debias = debias
@@ -207,7 +210,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return outputs
         if mask is not None:
             align_mask(mask, inputs, self._channel_axes)  # refused here as it is in training
-        inputs = _widened(inputs)
+        inputs = ops.cast(inputs, computing_dtype(inputs.dtype))
         return self._normalized(
             inputs,
             ops.cast(self.moving_mean, inputs.dtype),
@@ -221,7 +224,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             mask = align_mask(mask, inputs, self._channel_axes)
         obstacle = self._obstacle_to_fusing(inputs, mask)
         if obstacle is None and self.fused is not False:
-            gamma, beta = self._gamma_and_beta("float32")
+            gamma, beta = self._gamma_and_beta(computing_dtype(inputs.dtype))
             axis = self._channel_axes[0]
             outputs, batch = fused.normalize(inputs, gamma, beta, axis, self.epsilon)
             return ops.cast(outputs, self.compute_dtype), batch
@@ -230,7 +233,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 f"BatchNormalization {self.name!r} has fused=True, but the fused path does not "
                 f"cover {obstacle}. Try fused=None, which takes it only where it applies."
             )
-        inputs = _widened(inputs)
+        inputs = ops.cast(inputs, computing_dtype(inputs.dtype))
         over_replicas = sum_over_replicas if self.synchronized else own_replica
         batch = moments(inputs, self._reduction_axes, mask, over_replicas)
         gamma, beta = self._gamma_and_beta(inputs.dtype)
@@ -291,9 +294,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def _add_statistic(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
         # A float16 average stops moving once its steps are below a thousandth of it, and
         # cannot hold a variance above 65504.
-        dtype = keras.backend.result_type(self.variable_dtype, "float32")
         return _per_replica(
-            shape=shape, name=name, initializer=initializer, dtype=dtype, aggregation="mean"
+            shape=shape,
+            name=name,
+            initializer=initializer,
+            dtype=computing_dtype(self.variable_dtype),
+            aggregation="mean",
         )
 
     def _initial_stddev(self, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
@@ -352,14 +358,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         }
 
 
-def _widened(inputs: Tensor) -> Tensor:
-    """`inputs` in float32 at least.
-
-    Squares of half-precision values overflow, and long sums of them drop their small terms.
-    """
-    return ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-
-
 def _per_replica(**options: Any) -> Any:
     """A weight for `build` that each replica moves by itself and that reads as their aggregate.
 
@@ -410,7 +408,7 @@ def _validated_momentum(momentum: Any) -> float | None:
 def _validated_epsilon(epsilon: Any) -> float:
     if not isinstance(epsilon, Real) or isinstance(epsilon, bool):
         raise TypeError(f"`epsilon` must be a number. Received: epsilon={epsilon!r}")
-    if not 0 < epsilon < math.inf:
+    if not 0 < float(epsilon) < math.inf:
         raise ValueError(f"`epsilon` must be positive and finite. Received: epsilon={epsilon!r}")
     return float(epsilon)
 

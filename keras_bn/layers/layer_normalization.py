@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bn.layers.moments import Tensor, align_mask
+from keras_bn.layers.moments import Tensor, align_mask, computing_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -117,8 +117,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         axes = self._normalized_axes
-        # Squares of half-precision values overflow.
-        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        x = ops.cast(inputs, computing_dtype(inputs.dtype))
         if mask is not None:
             mask = ops.cast(align_mask(mask, inputs, axes), "bool")
             x = ops.where(mask, x, 0)  # before anything NaN could spread from, gradients included

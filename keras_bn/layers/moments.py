@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 Tensor = Any  # whatever the backend computes with
@@ -16,6 +17,15 @@ class Moments(NamedTuple):
     mean: Tensor  # per channel
     variance: Tensor  # per channel, of the batch itself: divided by count
     count: Tensor  # elements behind the two: a scalar, or what broadcasts to the channels
+
+
+def computing_dtype(dtype: Any) -> str:
+    """In what moments of tensors of `dtype` are computed: float32, or float64.
+
+    Squares of half-precision values overflow, and long sums of them drop their small terms.
+    Keras's promotion of float64 with float32 is float32 on some backends.
+    """
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def own_replica(partial_sum: Tensor) -> Tensor:
