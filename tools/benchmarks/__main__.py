@@ -10,7 +10,16 @@ from pathlib import Path
 
 import click
 
-BENCHMARKS = ("batch_norm_step", "fold_time", "conversion")
+BENCHMARKS = (
+    "batch_norm_step",
+    "batch_norm_limits",
+    "training_memory",
+    "recurrent_step",
+    "update_bn",
+    "monitor",
+    "fold_time",
+    "conversion",
+)
 
 
 @click.command()

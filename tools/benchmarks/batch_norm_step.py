@@ -10,19 +10,16 @@ chosen when TensorFlow is loaded, so with and without it are two child processes
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from tools.benchmarks.command import machine, main
+from tools.benchmarks.timing import in_child, medians_ms
 
 # Activations of common networks at a batch of 32, and the small and odd ones around them.
 SHAPES = (
@@ -48,7 +45,8 @@ MODEL_STEPS = 12
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure, in a child process for each oneDNN setting; the JSON document."""
-    measured = [_in_child(onednn, quick) for onednn in (False, True)]
+    call = f"batch_norm_step:measure({quick})"
+    measured = [in_child(call, onednn=onednn) for onednn in (False, True)]
     layers = [row for document in measured for row in document["layers"]]
     return {
         "benchmark": "batch_norm_step",
@@ -103,26 +101,6 @@ def _geometric_means(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _in_child(onednn: bool, quick: bool) -> dict[str, Any]:
-    code = f"from tools.benchmarks.batch_norm_step import measure; measure({quick})"
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": "tensorflow",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TF_ENABLE_ONEDNN_OPTS": str(int(onednn)),
-    }
-    child = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    document: dict[str, Any] = json.loads(child.stdout)
-    return document
-
-
 def measure(quick: bool) -> None:
     """Print everything under the oneDNN setting of this process, as JSON."""
     onednn = os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
@@ -165,7 +143,7 @@ def _layer_step(shape: tuple[int, ...], jit_compile: bool) -> dict[str, float]:
 
         return lambda: step(x, weights)[0][0].numpy()
 
-    medians_ms = _medians_ms(
+    medians = medians_ms(
         {
             "nothing": step_with(keras.layers.Identity()),
             "keras": step_with(keras.layers.BatchNormalization()),
@@ -173,10 +151,10 @@ def _layer_step(shape: tuple[int, ...], jit_compile: bool) -> dict[str, float]:
         },
         seconds=SECONDS_PER_LAYER,
     )
-    keras_ms = medians_ms["keras"] - medians_ms["nothing"]
-    keras_bn_ms = medians_ms["keras_bn"] - medians_ms["nothing"]
+    keras_ms = medians["keras"] - medians["nothing"]
+    keras_bn_ms = medians["keras_bn"] - medians["nothing"]
     # Where XLA hides the layer's own work behind the launch, the difference is noise around 0.
-    least_ms = 0.02 * medians_ms["nothing"]
+    least_ms = 0.02 * medians["nothing"]
     ratio = max(keras_ms, least_ms) / max(keras_bn_ms, least_ms)
     return {"keras_ms": keras_ms, "keras_bn_ms": keras_bn_ms, "ratio": ratio}
 
@@ -198,37 +176,15 @@ def _model_step(name: str, size: int) -> dict[str, float]:
 
     application = getattr(keras.applications, name)
     model = application(weights=None, input_shape=(size, size, 3), classes=10)
-    medians_ms = _medians_ms(
+    medians = medians_ms(
         {"keras": step_of(model), "keras_bn": step_of(keras_bn.replace_batch_norm(model))},
         rounds=MODEL_STEPS,
     )
     return {
-        "keras_ms": medians_ms["keras"],
-        "keras_bn_ms": medians_ms["keras_bn"],
-        "ratio": medians_ms["keras"] / medians_ms["keras_bn"],
+        "keras_ms": medians["keras"],
+        "keras_bn_ms": medians["keras_bn"],
+        "ratio": medians["keras"] / medians["keras_bn"],
     }
-
-
-def _medians_ms(
-    steps: dict[str, Callable[[], Any]], *, seconds: float = math.inf, rounds: int = 10_000
-) -> dict[str, float]:
-    """Median time of each step, taken in turn until the seconds or the rounds are over."""
-    for _ in range(2):  # tracing and compiling, then allocating
-        for step in steps.values():
-            step()
-    samples_ms: dict[str, list[float]] = {name: [] for name in steps}
-    end = time.perf_counter() + seconds
-    for done in range(rounds):
-        if done >= 5 and time.perf_counter() > end:
-            break
-        # Whoever follows the shortest step gains a little by it: each starts in turn.
-        names = list(steps)[done % len(steps) :] + list(steps)[: done % len(steps)]
-        for name in names:
-            step = steps[name]
-            start = time.perf_counter()
-            step()
-            samples_ms[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(samples) for name, samples in samples_ms.items()}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A fold copies the whole model, reads and changes its weights and runs both models once;
 clone_model builds the same layers and leaves their weights at random. Both take turns in one
 run, and the ratio of the medians is what to trust. Memory is the growth of the peak resident
-set of a fresh process that does one of them once, read from Linux's /proc.
+set of a fresh process that does one of them once.
 
     python -m tools.benchmarks.fold_time [--quick] [--json FILE]
 """
@@ -15,12 +15,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tools.benchmarks.command import machine, main
+from tools.benchmarks.memory import forget_peak, peak_rss_bytes
 
 if TYPE_CHECKING:
     import keras
@@ -122,17 +122,11 @@ def print_peak(name: str, what: str) -> None:
     keras.models.clone_model(small)
     model = _model(name)
     model(keras.ops.zeros((2, SIZE, SIZE, 3)))
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): forget the peak so far
-    before = _peak_rss_bytes()
+    forget_peak()
+    before = peak_rss_bytes()
     result = keras_bn.fold(model) if what == "fold" else keras.models.clone_model(model)
-    print(_peak_rss_bytes() - before)
+    print(peak_rss_bytes() - before)
     del result
-
-
-def _peak_rss_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,0 +1,194 @@
+"""Training steps of BatchNormalization beside PyTorch's layer and the memory's bandwidth.
+
+A step has to move eight tensors: forward it reads the batch for its moments, reads it again and
+writes the result; backward it reads the gradient and the batch for the two sums, reads both again
+and writes the gradient of the batch. Eight times the tensor's size over the bandwidth of a copy,
+measured between the steps, is the least that a step beyond the caches can take.
+
+PyTorch's BatchNorm2d on channels_last tensors runs along if torch is installed (`make
+test-backends` leaves an environment with it: .venv-torch/bin/python). All take turns in one
+process; ratios of medians are what to trust. The layers' times are net: a step with the layer
+less the same step without.
+
+    python -m tools.benchmarks.batch_norm_limits [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any
+
+from rich.table import Table
+
+from tools.benchmarks.command import machine, main
+from tools.benchmarks.timing import in_child, medians_ms
+
+# NHWC activations of common networks at a batch of 32, from those that fit a cache to those that
+# fit none.
+SHAPES = (
+    (32, 7, 7, 512),
+    (32, 14, 14, 256),
+    (32, 24, 24, 144),
+    (32, 56, 56, 64),
+    (32, 48, 48, 96),
+    (32, 112, 112, 64),
+    (64, 112, 112, 64),
+)
+QUICK_SHAPES = ((32, 14, 14, 256), (32, 112, 112, 64))
+PASSES = 8
+SECONDS = 12.0  # for each shape
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Measure in a child process with oneDNN, which is what TensorFlow is fastest with."""
+    rows = in_child(f"batch_norm_limits:measure({quick})", onednn=True)
+    beside_torch = [row["torch_ms"] / row["keras_bn_ms"] for row in rows if "torch_ms" in row]
+    return {
+        "benchmark": "batch_norm_limits",
+        "quick": quick,
+        "machine": machine(),
+        "layers": rows,
+        "torch_geometric_mean": statistics.geometric_mean(beside_torch) if beside_torch else None,
+    }
+
+
+def table(document: dict[str, Any]) -> Table:
+    """The document's figures for people."""
+    result = Table(title="BatchNormalization's training step, net of the loss, oneDNN on")
+    result.add_column("shape")
+    for heading in (
+        "MB",
+        "copy GB/s",
+        "limit ms",
+        "keras_bn ms",
+        "of the limit",
+        "torch ms",
+        "torch / keras_bn",
+    ):
+        result.add_column(heading, justify="right")
+    for row in document["layers"]:
+        torch = row.get("torch_ms")
+        result.add_row(
+            str(tuple(row["shape"])),
+            f"{row['size_bytes'] / 1e6:.0f}",
+            f"{row['bandwidth_bytes_per_s'] / 1e9:.1f}",
+            f"{row['limit_ms']:.2f}",
+            f"{row['keras_bn_ms']:.2f}",
+            f"{row['keras_bn_ms'] / row['limit_ms']:.2f}",
+            f"{torch:.2f}" if torch else "-",
+            f"{torch / row['keras_bn_ms']:.2f}" if torch else "-",
+        )
+    mean = document["torch_geometric_mean"]
+    if mean:
+        result.add_row("geometric mean", "", "", "", "", "", "", f"{mean:.2f}", style="bold")
+    return result
+
+
+def measure(quick: bool) -> None:
+    """Print every shape's figures as JSON."""
+    # PyTorch's threads would go on spinning after its step, into TensorFlow's.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    shapes = QUICK_SHAPES if quick else SHAPES
+    json.dump([_measure(shape, 4.0 if quick else SECONDS) for shape in shapes], sys.stdout)
+
+
+def _measure(shape: tuple[int, ...], seconds: float) -> dict[str, Any]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    x, weights = (rng.normal(size=shape).astype("float32") for _ in range(2))
+    steps = {**_tensorflow_steps(x, weights), "copy": _copy_of(x)}
+    if find_spec("torch"):
+        steps |= _torch_steps(x, weights)
+    medians = medians_ms(steps, seconds=seconds)
+    bandwidth = 2 * x.nbytes / (medians["copy"] / 1000)  # a copy reads and writes
+    row = {
+        "shape": shape,
+        "size_bytes": x.nbytes,
+        "bandwidth_bytes_per_s": bandwidth,
+        "limit_ms": 1000 * PASSES * x.nbytes / bandwidth,
+        "keras_bn_ms": medians["keras_bn"] - medians["nothing"],
+    }
+    if "torch" in medians:
+        row["torch_ms"] = medians["torch"] - medians["torch nothing"]
+    return row
+
+
+def _copy_of(x: Any) -> Callable[[], Any]:
+    """Copies `x` on all cores, between two arrays that are there already."""
+    import numpy as np
+
+    source = np.ascontiguousarray(x).reshape(-1)
+    target = np.zeros_like(source)
+    cores = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores)
+    parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
+
+    def copy() -> None:
+        list(pool.map(lambda part: np.copyto(*part), parts))
+
+    return copy
+
+
+def _tensorflow_steps(x: Any, weights: Any) -> dict[str, Callable[[], Any]]:
+    import keras
+    import tensorflow as tf
+
+    import keras_bn
+
+    x, weights = tf.constant(x), tf.constant(weights)
+    # As in fit: the batch size is not known to the graph.
+    signature = [tf.TensorSpec((None, *x.shape[1:]))] * 2
+
+    def step_with(layer: keras.Layer) -> Callable[[], Any]:
+        layer.build((None, *x.shape[1:]))
+
+        @tf.function(input_signature=signature, autograph=False)
+        def step(x: Any, weights: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(layer(x, training=True) * weights)
+            return tape.gradient(loss, [x, *(w.value for w in layer.trainable_weights)])
+
+        return lambda: step(x, weights)[0][0].numpy()
+
+    return {
+        "nothing": step_with(keras.layers.Identity()),
+        "keras_bn": step_with(keras_bn.layers.BatchNormalization()),
+    }
+
+
+def _torch_steps(x: Any, weights: Any) -> dict[str, Callable[[], Any]]:
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    x, weights = (
+        torch.from_numpy(array).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
+        for array in (x, weights)
+    )
+    x.requires_grad_()
+
+    def step_with(layer: torch.nn.Module) -> Callable[[], Any]:
+        def step() -> float:
+            x.grad = None
+            layer.zero_grad()
+            (layer(x) * weights).sum().backward()
+            return float(x.grad[0, 0, 0, 0])
+
+        return step
+
+    channels = x.shape[1]
+    return {
+        "torch nothing": step_with(torch.nn.Identity()),
+        "torch": step_with(torch.nn.BatchNorm2d(channels)),
+    }
+
+
+if __name__ == "__main__":
+    main(run, table)
