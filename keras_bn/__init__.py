@@ -11,14 +11,14 @@ from keras_bn import errors
 from keras_bn._callable_module import resolve
 
 if TYPE_CHECKING:
-    from keras_bn import compare, convert, fold, interop, layers
+    from keras_bn import callbacks, compare, convert, fold, interop, layers
     from keras_bn.bench.api import benchmark
     from keras_bn.training.population import update_bn
     from keras_bn.training.replace import replace_batch_norm
 
 __version__ = "0.1.0"
 
-_MODULES = ("compare", "convert", "fold", "interop", "layers")
+_MODULES = ("callbacks", "compare", "convert", "fold", "interop", "layers")
 _FUNCTIONS = {
     "benchmark": "keras_bn.bench.api:benchmark",
     "replace_batch_norm": "keras_bn.training.replace:replace_batch_norm",
@@ -27,6 +27,7 @@ _FUNCTIONS = {
 
 __all__ = [
     "benchmark",
+    "callbacks",
     "compare",
     "convert",
     "errors",

@@ -1,0 +1,1 @@
+"""What a network's activations, statistics and gradients do while it trains."""
