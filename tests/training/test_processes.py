@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+import keras_bn
 from keras_bn import update_bn
 from tests.training import two_processes
 from tests.training.two_processes import (
@@ -43,7 +46,11 @@ def results(tmp_path_factory):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", two_processes.__name__]
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
     logs = [folder / "0.log", folder / "1.log"]
     running = []
     try:
@@ -191,3 +198,20 @@ def test_the_first_process_saves_the_model_of_both(results):
     got = part(results, "dealt out")
     for path, value in weights(model).items():
         np.testing.assert_array_equal(value, got[path])
+
+
+def test_the_example_of_many_machines(tmp_path):
+    example = Path(keras_bn.__file__).parents[1] / "examples" / "07_many_machines.py"
+    command = [sys.executable, str(example), "--quick", "--output", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert run.returncode == 0, run.stderr
+    distances = {
+        name: (float(mean), float(variance))
+        for name, mean, variance in re.findall(r"^(.*?) +(\S+e\S+) +(\S+e\S+)$", run.stdout, re.M)
+    }
+    # Rounding of float32 in one epoch, against statistics of other digits.
+    assert max(distances["two machines, after training"]) < 1e-4
+    assert max(distances["two machines, after update_bn"]) < 1e-4
+    assert min(distances["machine 0's digits alone"]) > 1e-3
+    assert min(distances["machine 1's digits alone"]) > 1e-3
+    assert [path.name for path in tmp_path.iterdir()] == ["07_many_machines.png"]

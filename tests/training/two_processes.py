@@ -25,6 +25,7 @@ LAYERS = {
     "time_steps": {"axis": (1, 2), "momentum": 0.5},
     "time_steps_masked": {"axis": (1, 2), "momentum": None},
     "masked": {"momentum": 0.5},
+    "synchronized": {"synchronized": True, "momentum": 0.5},
 }
 
 # Samples that each of the two processes brings to each batch.
@@ -125,7 +126,6 @@ FAILURES = {
 def main(process, port, folder):
     import jax
 
-    jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
     distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
