@@ -110,7 +110,7 @@ class NormalizationMonitor(keras.callbacks.Callback):
         self._probe: Probe | None = None
         self._writer: EventWriter | None = None
         self._warned: set[str] = set()
-        self._normalizes = False
+        self._title = ""
         self._epoch = self._batches_before = self._batches = 0
 
     @property
@@ -150,14 +150,18 @@ class NormalizationMonitor(keras.callbacks.Callback):
             )
         figure = draw([
             Training(
-                "with normalization" if monitor._normalizes else "without normalization",
+                monitor._title,
                 monitor.measurements,
                 monitor.frequency != "epoch",
+                "tab:blue" if monitor is self else "tab:orange",
             )
             for monitor in monitors
         ])  # fmt: skip
         with replacing(path) as temporary:
             figure.savefig(temporary)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.on_train_end()  # of a training that was interrupted
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self._probe is None:
@@ -213,9 +217,7 @@ class NormalizationMonitor(keras.callbacks.Callback):
                 f"expected layers to watch in '{model.name}', found none: it has no normalization, "
                 "dense or convolution layer outside loops. Name those to watch with `layers`"
             )
-        self._normalizes = any(
-            isinstance(place.layer, NORMALIZATIONS) for place, _ in reading.places
-        )
+        self._title = _title([place.layer for place, _ in reading.places])
         measured = measurement(model, reading, self._epoch, self._batches)
         self.measurements.append(measured)
         if self._writer is not None:
@@ -226,6 +228,11 @@ class NormalizationMonitor(keras.callbacks.Callback):
             if self.warn and finding.kind not in self._warned:
                 self._warned.add(finding.kind)
                 warnings.warn(finding.message, GradientWarning, stacklevel=2)
+
+
+def _title(layers: Sequence[Any]) -> str:
+    kinds = {type(layer).__name__ for layer in layers if isinstance(layer, NORMALIZATIONS)}
+    return f"With {' and '.join(sorted(kinds))}" if kinds else "Without normalization"
 
 
 def _found(model: keras.Model, layers: Sequence[str | keras.Layer] | None) -> list[Any]:

@@ -202,13 +202,16 @@ class Probe:
         tensors: dict[int, dict[str, Tensor]],
         by_outputs: dict[int, Tensor | None],
         trainable: Sequence[Tensor],
+        others: Sequence[Tensor],
         by_weights: Sequence[Tensor | None],
     ) -> Any:
         """What is taken from the pass: few operations, since each is traced or called singly."""
         kernels = {number for owner in self._owners for number in owner.kernels}
+        # By the tensors that went in: a compiled function takes a variable's value for constant.
+        values = {id(one): value for one, value in zip(self._others, others, strict=True)}
         return (
             loss,
-            [_place(place, tensors[place.number]) for place in self._places],
+            [_place(place, tensors[place.number], values) for place in self._places],
             {number: _squares(gradient) for number, gradient in by_outputs.items()},
             [_squares(gradient) for gradient in by_weights],
             {number: _squares(trainable[number]) for number in kernels},
@@ -234,7 +237,7 @@ class Probe:
                 by_outputs, by_weights = tree.map_structure(lambda one: None, targets)
             else:
                 by_outputs, by_weights = tape.gradient(scaled, targets)
-            return self._measured(loss, tensors, by_outputs, trainable, by_weights)
+            return self._measured(loss, tensors, by_outputs, trainable, others, by_weights)
 
         if self._model.run_eagerly or self._runs <= EAGER_RUNS:
             return run
@@ -263,7 +266,7 @@ class Probe:
             if loss is None:
                 by_weights = [None] * len(by_weights)
                 by_outputs = dict.fromkeys(by_outputs)
-            return self._measured(loss, tensors, by_outputs, trainable, by_weights)
+            return self._measured(loss, tensors, by_outputs, trainable, others, by_weights)
 
         model, batch = self._model, _over_devices(self._batch)
         if model.jit_compile and not model.run_eagerly:
@@ -304,7 +307,7 @@ class Probe:
                     buffer.copy_(before)
                 by_outputs = dict(zip(tensors, gradients, strict=False))
                 by_weights = gradients[len(tensors) :]
-                return self._measured(loss, tensors, by_outputs, trainable, by_weights)
+                return self._measured(loss, tensors, by_outputs, trainable, others, by_weights)
 
         return run
 
@@ -349,7 +352,7 @@ def _loss_scale(model: keras.Model) -> float:
     return float(ops.convert_to_numpy(model.optimizer.scale_loss(ops.ones(()))))
 
 
-def _place(place: Place, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _place(place: Place, tensors: dict[str, Tensor], values: dict[int, Tensor]) -> dict[str, Any]:
     """What is taken at a call of a watched layer.
 
     input, output, activation: Up to `SAMPLED` of the values, evenly spread (`_sample`).
@@ -375,8 +378,8 @@ def _place(place: Place, tensors: dict[str, Tensor]) -> dict[str, Any]:
         taken["moments"] = [
             batch.mean,
             batch.variance,
-            ops.convert_to_tensor(layer.moving_mean),
-            ops.convert_to_tensor(layer.moving_variance),
+            values[id(layer.moving_mean)],
+            values[id(layer.moving_variance)],
         ]
     return taken
 
