@@ -207,10 +207,8 @@ _ESTIMATES: dict[str, Any] = {"pooled": _Pooled, "average": _Average}
 
 
 def _assign(layer: Any, found: _Found) -> None:
-    mean = np.where(found.mean_known, found.mean, convert_to_numpy(layer.moving_mean))
-    variance = np.where(
-        found.variance_known, found.variance, convert_to_numpy(layer.moving_variance)
-    )
+    mean = _where_known(found.mean, found.mean_known, layer.moving_mean)
+    variance = _where_known(found.variance, found.variance_known, layer.moving_variance)
     layer.moving_mean.assign(mean)
     layer.moving_variance.assign(variance)
     if getattr(layer, "renorm", False):
@@ -218,3 +216,10 @@ def _assign(layer: Any, found: _Found) -> None:
     if getattr(layer, "num_batches_tracked", None) is not None:
         counter = layer.num_batches_tracked  # a scalar, or one for each of several channel axes
         counter.assign(np.full(counter.shape, found.batches))
+
+
+def _where_known(value: Array, known: Array, statistic: Any) -> Array:
+    """`value` where it is `known`, and elsewhere what the `statistic` is."""
+    if known.all():
+        return value  # unread, since other processes may hold parts of the statistic
+    return np.where(known, value, convert_to_numpy(statistic))

@@ -85,8 +85,9 @@ def over_devices(batches: Iterable[Any]) -> Iterator[Any]:
             yield tree.map_structure(shared, x)
         elif shards % len(sizes):
             raise CalibrationError(
-                "a model that is spread over several processes needs batches of one size that "
-                f"{shards} shards divide. Received shares of {', '.join(map(str, sizes))} samples"
+                "a copy of the model is spread over several processes, so all must bring as many "
+                f"samples to a batch, which {shards} shards divide. Received: "
+                f"{', '.join(map(str, sizes))} samples"
             )
         else:
             yield tree.map_structure(copied, _joined(x, sizes))
