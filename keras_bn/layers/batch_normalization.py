@@ -397,7 +397,7 @@ def _validated_momentum(momentum: Any) -> float | None:
         return None
     if not isinstance(momentum, Real) or isinstance(momentum, bool):
         raise TypeError(f"`momentum` must be a number or None. Received: momentum={momentum!r}")
-    if not 0 <= momentum <= 1:
+    if not 0 <= float(momentum) <= 1:
         raise ValueError(
             "`momentum` must be in [0, 1], or None to average over all batches alike. "
             f"Received: momentum={momentum!r}"

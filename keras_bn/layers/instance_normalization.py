@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
+
+from keras_bn.layers.moments import Tensor, computing_dtype, standardized
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -97,6 +100,21 @@ class InstanceNormalization(keras.layers.GroupNormalization):
                 f"axis={self.axis} for inputs of shape {tuple(input_shape)}"
             )
         super().build(input_shape)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        # Keras takes the variance for E[x²] − E[x]² on some backends, which loses its digits to
+        # a large mean, and computes float64 in float32.
+        rank = len(inputs.shape)
+        channel = self.axis % rank
+        x = ops.cast(inputs, computing_dtype(inputs.dtype))
+        positions = [axis for axis in range(1, rank) if axis != channel]
+        outputs = standardized(x, positions, self.epsilon)
+        shape = [inputs.shape[axis] if axis == channel else 1 for axis in range(rank)]
+        if self.scale:
+            outputs = outputs * ops.reshape(ops.cast(self.gamma, x.dtype), shape)
+        if self.center:
+            outputs = outputs + ops.reshape(ops.cast(self.beta, x.dtype), shape)
+        return ops.cast(outputs, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bn.layers.moments import Tensor, align_mask, computing_dtype
+from keras_bn.layers.moments import Tensor, align_mask, computing_dtype, standardized
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -122,13 +122,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
             mask = ops.cast(align_mask(mask, inputs, axes), "bool")
             x = ops.where(mask, x, 0)  # before anything NaN could spread from, gradients included
 
-        x = x - ops.mean(x, axes, keepdims=True)
-        # Of large features the mean is off by its rounding, and so is every difference from it;
-        # the mean of the differences is that error.
-        x = x - ops.mean(x, axes, keepdims=True)
-        variance = ops.mean(ops.square(x), axes, keepdims=True)
-        outputs = x * ops.rsqrt(variance + self.epsilon)
-
+        outputs = standardized(x, axes, self.epsilon)
         shape = [
             size if axis in axes else 1 for axis, size in enumerate(inputs.shape)
         ]  # of γ and β among the inputs

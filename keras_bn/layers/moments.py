@@ -81,6 +81,21 @@ def moments(
     return Moments(ops.squeeze(mean, axes), ops.squeeze(variance, axes), count)
 
 
+def standardized(x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
+    """(x − mean)/√(variance + ε), mean and variance over `axes`.
+
+    Args:
+        x: Floating tensor, float32 or wider.
+        axes: The axes to normalize over.
+        epsilon: Added to the variance.
+    """
+    x = x - ops.mean(x, axes, keepdims=True)
+    # Of large values the mean is off by its rounding, and so is every difference from it; the
+    # mean of the differences is that error.
+    x = x - ops.mean(x, axes, keepdims=True)
+    return x * ops.rsqrt(ops.mean(ops.square(x), axes, keepdims=True) + epsilon)
+
+
 def unbiased_variance(batch: Moments) -> Tensor:
     """Bessel's correction σ²·m/(m − 1), which estimates the population's variance.
 

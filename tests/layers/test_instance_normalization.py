@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keras import ops
 
 from keras_bn.layers import InstanceNormalization
+from tests.layers.backends import arrays, gradient
 
 
 def reference(x, gamma, beta, axis, epsilon):
@@ -37,20 +39,37 @@ def test_agrees_with_the_formula(shape, axis, negative, seed):
     layer.beta.assign(beta)
     # Differences from the mean of values around 3 are off by 3·2⁻²⁴, and ε = 1e-3 divides them
     # by 0.03 at the least.
-    np.testing.assert_allclose(layer(x), reference(x, gamma, beta, axis, 1e-3), atol=3e-5)
+    np.testing.assert_allclose(arrays(layer(x)), reference(x, gamma, beta, axis, 1e-3), atol=3e-5)
 
 
 def test_a_sample_does_not_depend_on_the_batch():
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("float32")
     layer = InstanceNormalization()
-    np.testing.assert_allclose(layer(x)[1:2], layer(x[1:2]), atol=1e-6)  # float32 rounding
+    np.testing.assert_allclose(arrays(layer(x))[1:2], arrays(layer(x[1:2])), atol=1e-6)  # rounding
 
 
 def test_half_precision_does_not_overflow():
     x = np.random.default_rng(0).normal(0.0, 1000.0, (2, 8, 8, 3)).astype("float16")
-    y = np.asarray(InstanceNormalization(dtype="float16")(x), "float64")
+    y = arrays(InstanceNormalization(dtype="float16")(x)).astype("float64")
     expected = reference(x, np.ones(3), np.zeros(3), -1, 1e-3)
     np.testing.assert_allclose(y, expected, atol=4e-3)  # float16 carries 2⁻¹¹ of values up to 4
+
+
+def test_variance_survives_a_large_mean():
+    # Keras's layer takes it for E[x²] − E[x]² on PyTorch and JAX, and is off by 10 % here.
+    x = (1000 + np.random.default_rng(0).normal(size=(2, 32, 32, 2))).astype("float32")
+    expected = reference(x, np.ones(2), np.zeros(2), -1, 1e-3)
+    # Float32 holds 1000 ± 1 to 6e-5, the rounding error of each value.
+    np.testing.assert_allclose(arrays(InstanceNormalization()(x)), expected, atol=2e-4)
+
+
+def test_a_constant_channel_gives_beta_and_a_finite_gradient():
+    layer = InstanceNormalization(beta_initializer="ones")
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
+    x[..., 1] = 123.456
+    np.testing.assert_allclose(arrays(layer(x))[..., 1], np.ones((2, 4, 4)), rtol=1e-6)
+    (slope,) = gradient(lambda x: ops.sum(layer(x) ** 2))(ops.convert_to_tensor(x))
+    assert np.isfinite(arrays(slope)).all()
 
 
 def test_saves_and_loads(tmp_path):
@@ -61,7 +80,7 @@ def test_saves_and_loads(tmp_path):
     assert type(loaded.layers[0]) is InstanceNormalization
     assert loaded.layers[0].get_config() == model.layers[0].get_config()
     x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype("float32")
-    np.testing.assert_array_equal(loaded(x), model(x))
+    np.testing.assert_array_equal(arrays(loaded(x)), arrays(model(x)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""Models trained on JAX and PyTorch: read, folded and converted, here and on TensorFlow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers, ops
+
+import keras_bn
+from keras_bn.errors import ConversionError
+
+ROOT = Path(keras_bn.__file__).parents[1]
+
+pytestmark = pytest.mark.backend(
+    "jax", "torch", because="on TensorFlow every test of folding and conversion does this"
+)
+
+
+def trained():
+    """A network of every layer of this package that stands outside recurrent ones, and inputs."""
+    ours = keras_bn.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(4, 3, use_bias=False),
+            ours.BatchNormalization(momentum=0.7, debias=True),
+            layers.ReLU(),
+            layers.DepthwiseConv2D(3),
+            ours.BatchNormalization(momentum=None),
+            ours.InstanceNormalization(),
+            layers.Flatten(),
+            ours.LayerNormalization(),
+            layers.Dense(3),
+            ours.BatchNormalization(momentum=0.5, unbiased=False, scale=False),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, (48, 8, 8, 2)).astype("float32")
+    model.fit(x, rng.normal(size=(48, 3)), batch_size=16, epochs=2, verbose=0)
+    return model, x[:4]
+
+
+def run(model, x):
+    return ops.convert_to_numpy(model(x))
+
+
+@pytest.fixture(scope="module")
+def model_and_inputs():
+    return trained()
+
+
+# Other kernels for the same float32 sums, through 6 layers that normalize.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def test_folding(model_and_inputs):
+    model, x = model_and_inputs
+    result = keras_bn.fold(model)
+    assert len(result.folded) == 3 and not result.kept
+    np.testing.assert_allclose(run(result.model, x), run(model, x), **CLOSE)
+
+
+def test_the_command_line_converts_the_file(model_and_inputs, tmp_path):
+    model, x = model_and_inputs
+    model.save(tmp_path / "model.keras")
+    command = [sys.executable, "-m", "keras_bn", "convert", "model.keras", "-o", "model.tflite"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    interpreter = Interpreter(str(tmp_path / "model.tflite"))
+    interpreter.allocate_tensors()
+    (given,), (returned,) = interpreter.get_input_details(), interpreter.get_output_details()
+    outputs = []
+    for sample in x:
+        interpreter.set_tensor(given["index"], sample[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(returned["index"])[0])
+    np.testing.assert_allclose(outputs, run(model, x), **CLOSE)
+
+
+def test_conversion_says_that_it_needs_tensorflow(model_and_inputs, tmp_path):
+    with pytest.raises(ConversionError, match="KERAS_BACKEND=tensorflow"):
+        keras_bn.convert(model_and_inputs[0], tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+TRAIN_ON_TENSORFLOW = """
+import numpy as np
+from tests.test_other_backends import run, trained
+model, x = trained()
+model.save("model.keras")
+np.savez("outputs.npz", x=x, y=run(model, x))
+"""
+
+
+def test_a_file_of_tensorflows_is_read(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN_ON_TENSORFLOW],
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    with np.load(tmp_path / "outputs.npz") as arrays:
+        np.testing.assert_allclose(run(model, arrays["x"]), arrays["y"], **CLOSE)
+    assert int(ops.convert_to_numpy(model.layers[4].num_batches_tracked.value)) == 6
