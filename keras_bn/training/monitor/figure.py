@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from keras_bn.training.monitor.measurement import LayerMeasurement, Measurement
@@ -62,8 +63,8 @@ def draw(trainings: Sequence[Training]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     rows: list[tuple[Callable[[Any, Training], None], float]] = [
-        (lambda axes, training: _distribution(axes, training, 0, "First"), 1.0),
-        (lambda axes, training: _distribution(axes, training, -1, "Last"), 1.0),
+        (partial(_distribution, position=0, which="First"), 1.0),
+        (partial(_distribution, position=-1, which="Last"), 1.0),
         (_gradients, 1.0),
     ]
     for measure, title in (("dead", "Dead units"), ("saturated", "Saturated activations")):
@@ -101,14 +102,14 @@ def _distribution(axes: Any, training: Training, position: int, which: str) -> N
     for (low, high), opacity in zip(BANDS, (0.18, 0.38), strict=True):
         axes.fill_between(
             training.x,
-            training.of(name, lambda layer, low=low: layer.output.quantile(low)),
-            training.of(name, lambda layer, high=high: layer.output.quantile(high)),
+            training.of(name, _quantile(low)),
+            training.of(name, _quantile(high)),
             color=training.colour,
             alpha=opacity,
             linewidth=0,
             label=f"{high - low:.0%} of the values",
         )
-    medians = training.of(name, lambda layer: layer.output.quantile(0.5))
+    medians = training.of(name, _quantile(0.5))
     axes.plot(
         training.x,
         medians,
@@ -122,6 +123,10 @@ def _distribution(axes: Any, training: Training, position: int, which: str) -> N
         axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper right", borderaxespad=0)
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.15 * (high - low))
+
+
+def _quantile(share: float) -> Callable[[LayerMeasurement], float]:
+    return lambda layer: layer.output.quantile(share)
 
 
 def _gradients(axes: Any, training: Training) -> None:

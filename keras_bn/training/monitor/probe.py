@@ -27,7 +27,7 @@ SAMPLED = 2**16
 """Elements of a tensor that its histogram is made of at most: shares are then within 0.5 % of the
 whole tensor's (Dvoretzky, Kiefer and Wolfowitz's bound at 95 %, √(ln 40/(2·65536)) = 0.0053)."""
 
-EAGER_RUNS = 7
+EAGER_RUNS = 6
 """Runs up to which TensorFlow computes the pass operation by operation, since tracing a graph of
 it takes about as long as so many (tools/benchmarks/monitor.py)."""
 
