@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import count, islice
+from numbers import Number
 from typing import Any
 
 import keras
@@ -26,6 +28,7 @@ def input_batches(
 
     Raises:
         TypeError, ValueError: `data` are of no such kind, or never end although `steps` is None.
+            In the iterator: a batch is no array.
 
     Example:
 
@@ -35,12 +38,14 @@ def input_batches(
     >>> total, [len(batch) for batch in batches]
     (3, [2, 2, 1])
     """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
     batches, total = _batches(model, data, batch_size)
     if steps is not None:
-        return islice(batches, steps), int(min(steps, steps if total is None else total))
-    if total == math.inf:
+        total = steps if total is None else min(steps, total)
+    elif total == math.inf:
         raise ValueError("`data` never end: give `steps`")
-    return batches, None if total is None else int(total)
+    return _dense(islice(batches, steps)), None if total is None else int(total)
 
 
 def _batches(model: keras.Model, data: Any, batch_size: int) -> tuple[Iterator[Any], Any]:
@@ -53,17 +58,22 @@ def _batches(model: keras.Model, data: Any, batch_size: int) -> tuple[Iterator[A
             raise ValueError(f"`data` must have one number of samples. Received: {sorted(sizes)}")
         starts = range(0, sizes.pop(), batch_size)
         # A batch at a time, since an array may be a file's.
-        slices = (rows(data, start, start + batch_size) for start in starts)
-        return (tree.map_structure(np.asarray, part) for part in slices), len(starts)
+        return (rows(data, start, start + batch_size) for start in starts), len(starts)
     if isinstance(data, keras.utils.PyDataset):
         total = data.num_batches
         return map(_inputs, _items(data, total)), math.inf if total is None else total
-    if not isinstance(data, Iterable):
-        raise TypeError(
-            "`data` must be an array, a dict of arrays, a tuple (x, y), a tf.data.Dataset, a "
-            f"PyDataset or an iterable of batches. Received: {type(data).__name__}"
-        )
-    return map(_inputs, data), _length(data)
+    if _is_torch_loader(data):  # its collation makes lists of the samples' tuples
+        batches = (tuple(batch) if isinstance(batch, list) else batch for batch in data)
+        return map(_inputs, batches), _length(data)
+    if isinstance(data, Iterable):
+        return map(_inputs, data), _length(data)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return map(_inputs, map(data.__getitem__, range(len(data)))), len(data)
+    raise TypeError(
+        "`data` must be an array, a dict of arrays, a tuple (x, y), a tf.data.Dataset, a "
+        "PyDataset, a PyTorch DataLoader or an iterable of batches. "
+        f"Received: {type(data).__name__}"
+    )
 
 
 def rows(inputs: Any, start: int, stop: int) -> Any:
@@ -97,8 +107,30 @@ def _inputs(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple) else batch
 
 
+def _dense(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches as tensors of this backend where they are that, and else as NumPy arrays."""
+    for batch in batches:
+        yield tree.map_structure(_array, batch)
+
+
+def _array(part: Any) -> Any:
+    if isinstance(part, (Number, str)) or hasattr(part, "row_splits"):  # which RaggedTensors have
+        raise TypeError(
+            "expected batches of arrays of one shape for all samples, such as np.array(batch), or "
+            f"padded ones with a mask. Received: {type(part).__name__}"
+        )
+    if keras.ops.is_tensor(part) or not hasattr(part, "__array__"):
+        return part
+    return np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)
+
+
 def _is_array(data: Any) -> bool:
     return hasattr(data, "__array__") and hasattr(data, "shape")
+
+
+def _is_torch_loader(data: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever has a loader has imported it
+    return torch is not None and isinstance(data, torch.utils.data.DataLoader)
 
 
 def _length(data: Any) -> Any:
@@ -106,4 +138,7 @@ def _length(data: Any) -> Any:
     if hasattr(data, "cardinality"):  # tf.data.Dataset: −1 is infinite, −2 unknown
         cardinality = int(data.cardinality())
         return {-1: math.inf, -2: None}.get(cardinality, cardinality)
-    return len(data) if hasattr(data, "__len__") else None
+    try:
+        return len(data)
+    except TypeError:  # of a generator, or a DataLoader over one
+        return None

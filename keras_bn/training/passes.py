@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Protocol
 
 import keras
@@ -76,7 +77,7 @@ def _in_a_graph(
     with strategy.scope():
         states = [
             tf.Variable(
-                tf.zeros([estimate.parts, *layer.moving_mean.shape], tf.float64),
+                tf.zeros([estimate.parts, math.prod(layer.moving_mean.shape)], tf.float64),
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
@@ -84,10 +85,12 @@ def _in_a_graph(
             for layer, estimate in zip(layers, estimates, strict=True)
         ]
 
+    merged = {estimate: _merging(estimate) for estimate in set(estimates)}
+
     def record(index: int, batch: Moments) -> None:
-        estimate, state = estimates[index], states[index]
-        moments = tf.cast(_stacked(batch), tf.float64)
-        state.assign(estimate.merged(state.read_value(), estimate.of(moments, ops), ops))
+        state = states[index]
+        moments = tf.reshape(tf.cast(_stacked(batch), tf.float64), [3, -1])
+        state.assign(merged[estimates[index]](state.read_value(), moments))
 
     with _unmoved(model), recording(layers, record) as training:
 
@@ -106,8 +109,23 @@ def _in_a_graph(
         replicas = [value.numpy() for value in strategy.experimental_local_results(state)]
         # Synchronized replicas all saw the same moments, those of the whole batch.
         seen = replicas[:1] if layer.synchronized else replicas
-        final.append(reduce(lambda a, b, e=estimate: e.merged(a, b, np), seen))
+        together = reduce(partial(estimate.merged, xp=np), seen)
+        final.append(together.reshape(-1, *layer.moving_mean.shape))
     return final
+
+
+def _merging(estimate: Estimate) -> Any:
+    """A function of a state and a batch's moments: traced once, not once for each layer."""
+    import tensorflow as tf
+
+    state = tf.TensorSpec([estimate.parts, None], tf.float64)
+    moments = tf.TensorSpec([3, None], tf.float64)
+
+    @tf.function(input_signature=[state, moments], autograph=False)
+    def merged(state: Any, moments: Any) -> Any:
+        return estimate.merged(state, estimate.of(moments, ops), ops)
+
+    return merged
 
 
 def _split(x: Any, strategy: Any) -> Any:
@@ -219,4 +237,6 @@ def _unmoved(model: keras.Model) -> Iterator[None]:
         yield
     finally:
         for variable, value in before:
-            variable.assign(value)
+            # No other: what each replica has of a variable would become what they have together.
+            if not np.array_equal(ops.convert_to_numpy(variable), value):
+                variable.assign(value)

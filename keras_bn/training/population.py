@@ -55,9 +55,9 @@ def update_bn(
         model: Any model whose batch normalizations are Keras's or this package's: Sequential,
             Functional, nested or subclassed.
         data: An array, a dict or (for a model of several inputs) list of arrays, a tuple (x, y),
-            a tf.data.Dataset, a keras.utils.PyDataset, or an iterable of batches x, (x,) or
-            (x, y). Targets are ignored. The batches matter as they do in training, so shuffle
-            data that are sorted.
+            a tf.data.Dataset, a keras.utils.PyDataset, a PyTorch DataLoader, or an iterable or
+            sequence of batches x, (x,) or (x, y). Targets are ignored. The batches matter as
+            they do in training, so shuffle data that are sorted.
         steps: Batches to take at most; all of them if None. Data that end earlier are fine.
         method: "pooled" or "average".
         batch_size: Samples in a batch of arrays.

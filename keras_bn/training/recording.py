@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import keras
 from keras_bn.errors import UnsupportedModelError
 from keras_bn.layers import BatchNormalization
 from keras_bn.layers.moments import Moments
+from keras_bn.training import in_place
 from keras_bn.training.replace import like
 
 
@@ -45,25 +47,31 @@ def recording(layers: Sequence[Any], record: Callable[[int, Moments], None]) -> 
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
             twin = _ours(layer)
-            inference, batch_call = layer.call, twin.call
-
-            def track(batch: Moments, index: int = index) -> None:
-                record(index, batch)
-
-            def call(
-                inputs: Any,
-                training: Any = None,
-                mask: Any = None,
-                inference: Callable[..., Any] = inference,
-                batch_call: Callable[..., Any] = batch_call,
-            ) -> Any:
-                if training is False:
-                    return inference(inputs, training=False, mask=mask)
-                return batch_call(inputs, training=True, mask=mask)
-
-            stack.enter_context(_set_on_object(twin, "_track", track))
+            recorded = partial(record, index)
+            call = _recording_call(layer.call, twin, twin.call, recorded)
+            stack.enter_context(_set_on_object(twin, "_track", recorded))
             stack.enter_context(_set_on_object(layer, "call", call))
         yield Recording()
+
+
+def _recording_call(
+    inference: Callable[..., Any],
+    twin: BatchNormalization,
+    batch_call: Callable[..., Any],
+    recorded: Callable[[Moments], None],
+) -> Callable[..., Any]:
+    """What stands in for `inference`; `batch_call` of the `twin` calls `recorded` by itself."""
+
+    def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        if training is False:
+            return inference(inputs, training=False, mask=mask)
+        if mask is None and in_place.covers(twin, inputs):
+            outputs, batch = in_place.normalize(twin, inputs)
+            recorded(batch)
+            return outputs
+        return batch_call(inputs, training=True, mask=mask)
+
+    return call
 
 
 @contextmanager

@@ -61,6 +61,10 @@ def inputs_for(model, seed=0):
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
+def arrays(tensors):
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, tensors)
+
+
 def layers_of(model, kind):
     return [layer for layer in model._flatten_layers() if type(layer) is kind]
 
@@ -71,16 +75,16 @@ def test_every_stock_layer_is_replaced_and_inference_is_exactly_the_same(build):
     if build is not adapted:  # random weights would undo its adapt()
         randomize(model)
     x = inputs_for(model)
-    before = keras.tree.map_structure(np.asarray, model(x))
+    before = arrays(model(x))
     replaced = replace_batch_norm(model)
     assert layers_of(replaced, STOCK) == []
     assert len(layers_of(replaced, OURS)) == len(layers_of(model, STOCK)) > 0
-    keras.tree.map_structure(np.testing.assert_array_equal, replaced(x), before)
+    keras.tree.map_structure(np.testing.assert_array_equal, arrays(replaced(x)), before)
     assert [layer.name for layer in replaced.layers] == [layer.name for layer in model.layers]
     assert replaced.name == model.name
     # The caller's model keeps its layers, its weights and its outputs.
     assert layers_of(model, OURS) == []
-    keras.tree.map_structure(np.testing.assert_array_equal, model(x), before)
+    keras.tree.map_structure(np.testing.assert_array_equal, arrays(model(x)), before)
     assert not {id(w) for w in model.weights} & {id(w) for w in replaced.weights}
 
 
@@ -91,7 +95,7 @@ def test_the_result_trains_with_unbiased_statistics_and_leaves_the_original_alon
     x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
     replaced(x, training=True)
     np.testing.assert_allclose(  # float32 sums of 8 terms
-        replaced.layers[0].moving_variance.numpy(), x.var(0, ddof=1), rtol=1e-5
+        arrays(replaced.layers[0].moving_variance), x.var(0, ddof=1), rtol=1e-5
     )
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -149,7 +153,7 @@ def test_training_arguments_of_calls_carry_over():
     replaced = replace_batch_norm(model, unbiased=False)
     x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
     # Both normalize by the batch, in float32 and in different orders of operations.
-    np.testing.assert_allclose(replaced(x), model(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(arrays(replaced(x)), arrays(model(x)), rtol=1e-5, atol=1e-5)
 
 
 def test_masks_reach_the_replacement():
@@ -158,7 +162,7 @@ def test_masks_reach_the_replacement():
     replaced = replace_batch_norm(model, unbiased=False)
     x = np.array([[[1, 5], [2, 5], [0, 0]]], "float32")
     replaced(x, training=True)
-    np.testing.assert_allclose(layers_of(replaced, OURS)[0].moving_mean.numpy(), [1.5, 5.0])
+    np.testing.assert_allclose(arrays(layers_of(replaced, OURS)[0].moving_mean), [1.5, 5.0])
 
 
 def test_ours_and_subclasses_stay_what_they_are():

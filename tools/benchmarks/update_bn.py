@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 def table(document: dict[str, Any]) -> Table:
     """The document's figures for people."""
-    title = f"keras_bn.update_bn beside inference, {SIZE}×{SIZE}, milliseconds a batch of {BATCH}"
+    title = f"keras_bn.update_bn beside inference, {SIZE} pixels a side, ms a batch of {BATCH}"
     result = Table(title=title)
     for heading in ("model", "oneDNN"):
         result.add_column(heading)
@@ -127,7 +128,7 @@ def _measure(name: str, rounds: int) -> dict[str, float]:
         for pass_name in names:
             requests: list[float] = []
             passes[pass_name](_noting_requests(data, requests))
-            intervals = [after - before for before, after in zip(requests, requests[1:])]
+            intervals = [after - before for before, after in pairwise(requests)]
             first_s[pass_name].append(intervals[0])
             if done > 0:  # the first round loads libraries
                 batch_ms[pass_name] += [1000 * seconds for seconds in intervals[1:]]
