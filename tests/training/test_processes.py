@@ -149,6 +149,14 @@ def test_update_bn_measures_all_that_the_processes_bring(results, name):
     check_first(part(results, name), np.concatenate(seen))
 
 
+def test_update_bn_of_a_model_that_is_spread_over_the_processes(results):
+    whole = [np.concatenate(both) for both in batches("halves")]
+    expected, got = weights(update_bn(to_update(), whole)), part(results, "spread")
+    assert got.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_allclose(got[path], value, **CLOSE, err_msg=path)
+
+
 def test_a_dataset_is_dealt_out_to_the_processes(results):
     check_first(part(results, "dealt out"), training_data()[0][:40].reshape(-1, 3))
 
@@ -175,6 +183,7 @@ ERRORS = {
     ],
     "not a number": [["CalibrationError", "'first' are not finite"]] * 2,
     "nothing at all": [["CalibrationError", "received none"]] * 2,
+    "other samples for one copy": [["CalibrationError", "Received: 8, 9 samples"]] * 2,
     "an array to deal out": [["ValueError", "set its auto_shard_dataset=False"]] * 2,
 }
 

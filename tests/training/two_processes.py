@@ -125,6 +125,7 @@ FAILURES = {
 
 def main(process, port, folder):
     import jax
+    import jax.experimental.multihost_utils
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
@@ -166,6 +167,22 @@ def main(process, port, folder):
     distribution.auto_shard_dataset = True
     attempt("an array to deal out", x)
     keep("dealt out", update_bn(model, tf.data.Dataset.from_tensor_slices(x[:40]).batch(BATCH)))
+
+    # One copy of a model that is spread over both processes, statistics included.
+    devices = keras.distribution.list_devices()
+    mesh = keras.distribution.DeviceMesh((1, 4), ("batch", "model"), devices)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout["hidden/kernel"] = (None, "model")
+    layout["stock/.*"] = ("model",)
+    spread = keras.distribution.ModelParallel(layout_map=layout, auto_shard_dataset=False)
+    with spread.scope():
+        model_in_parts = update_bn(
+            to_update(), [np.concatenate(both) for both in batches("halves")]
+        )
+        for one in model_in_parts.weights:
+            whole = jax.experimental.multihost_utils.process_allgather(one.value, tiled=True)
+            arrays[f"spread: {one.path}"] = whole
+        attempt("other samples for one copy", [x[: 8 + process]])
 
     keras.distribution.set_distribution(None)
     if process == 0:
