@@ -31,7 +31,8 @@ def load_torch_batch_norm(
 
     since PyTorch's momentum is the share of the new batch, Keras's that of the old statistics:
     each is 1 minus the other. `momentum=None` means the same in both, and the unbiased moving
-    variance is PyTorch's. `affine=False` is `center=False, scale=False`.
+    variance is PyTorch's (Keras's own layer goes on with the biased one). `affine=False` is
+    `center=False, scale=False`. PyTorch's channels are axis 1; here they are wherever `axis` says.
 
     Args:
         layer: A built batch normalization, ours or Keras's; its weights are set in place.
@@ -42,8 +43,9 @@ def load_torch_batch_norm(
         `layer`.
 
     Raises:
-        ValueError: the layer is not built, the dictionary and the layer differ in which weights
-            they have or in their shape. The layer is then unchanged.
+        ValueError: the layer is not built, or the dictionary and the layer differ in which
+            weights they have or in their shape. The layer is then unchanged.
+        TypeError: the layer is no batch normalization.
 
     Example:
         >>> from keras_bn.layers import BatchNormalization
@@ -51,9 +53,14 @@ def load_torch_batch_norm(
         >>> layer.build((None, 2))
         >>> state = {"bn.weight": [1.0, 2.0], "bn.bias": [0.0, 1.0],
         ...          "bn.running_mean": [3.0, 4.0], "bn.running_var": [1.0, 1.0]}
-        >>> load_torch_batch_norm(layer, state, "bn").moving_mean.numpy().tolist()
+        >>> [float(mean) for mean in load_torch_batch_norm(layer, state, "bn").moving_mean]
         [3.0, 4.0]
     """
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        raise TypeError(
+            f"Expected a BatchNormalization layer; received a {type(layer).__name__}. PyTorch's "
+            "other normalizations have their own weights."
+        )
     if not layer.built:
         raise ValueError(
             f"Expected a built layer; '{layer.name}' has no weights yet. Call it, or "
@@ -76,7 +83,9 @@ def load_torch_batch_norm(
         raise ValueError(
             f"Expected {theirs} in the state dictionary, for the {', '.join(missing)} of "
             f"'{layer.name}'; it has {', '.join(sorted(state_dict)) or 'nothing'}. Check the "
-            "prefix, or make the layer with center=False, scale=False."
+            "prefix. A module with affine=False goes to a layer with center=False, scale=False; "
+            "one with track_running_stats=False has no statistics to load: keras_bn.update_bn "
+            "measures them."
         )
     if surplus := sorted(found.keys() - targets.keys() - {"num_batches_tracked"}):
         raise ValueError(
@@ -92,6 +101,11 @@ def load_torch_batch_norm(
     for name, variable in targets.items():
         if name in found:
             variable.assign(found[name].astype(variable.dtype))
+    if getattr(layer, "renorm", False):  # which PyTorch has not, but whose start is the same
+        stddev = np.sqrt(found["moving_variance"] + layer.epsilon)
+        layer.moving_stddev.assign(stddev)
+        layer.renorm_stddev.assign(stddev)
+        layer.renorm_mean.assign(found["moving_mean"])
     return layer
 
 

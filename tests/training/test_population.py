@@ -329,8 +329,8 @@ def test_what_follows_sees_the_batch_normalized(shape, kind, options):
     axes = tuple(range(len(shape) - 1))
     expected = normalized(x, gamma, beta, axes)
     update_bn(model, x, batch_size=len(x))
-    # Float32 holds 1000 to 6e-5.
-    near = {"rtol": 2e-4, "atol": 2e-4}
+    # Float32 holds 1000 to 6e-5, of which a mean may be off by 3; times γ, at most 1.5.
+    near = {"rtol": 3e-4, "atol": 3e-4}
     ddof = int(kind is OURS)
     np.testing.assert_allclose(array(first.moving_mean), np.mean(x, axes, "float64"), rtol=1e-6)
     np.testing.assert_allclose(
