@@ -590,6 +590,38 @@ def test_renorm_with_besselss_factor_and_an_empty_batch():
         np.testing.assert_array_equal(one, other)
 
 
+@needs_renorm
+def test_renorms_gradient_holds_its_correction_constant():
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(2, 8, 3)).astype("float32")
+    layer = far_from_identity(BatchNormalization(renorm=True), x.shape)
+    gamma, beta = layer.gamma.numpy(), layer.beta.numpy()
+    stddev = layer.renorm_stddev.numpy()
+    r = np.sqrt(x.var(0) + 1e-3) / stddev
+    d = (x.mean(0) - layer.renorm_mean.numpy()) / stddev
+    # y = γ·(r·x̂ + d) + β is batch normalization with γ·r for γ and γ·d + β for β.
+    by_x, by_scale, by_offset = numpy_reference.first_derivatives(
+        x, (1,), weights, gamma * r, gamma * d + beta
+    )
+    expected = by_x, by_scale * r + by_offset * d, by_offset
+    for one, other in zip(derivatives(layer, x, weights)[:3], expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # sums of float32, as above
+
+
+@needs_renorm
+@pytest.mark.parametrize("axis", [-1, (1, 2)], ids=str)
+def test_renorm_of_unmasked_elements(axis):
+    x = np.random.default_rng(0).normal(2, 3, (6, 4, 3)).astype("float32")
+    mask = np.arange(6) < 4
+    masked, short = (
+        far_from_identity(BatchNormalization(axis=axis, renorm=True), x.shape) for _ in range(2)
+    )
+    outputs = train(masked, x, mask=mask)
+    np.testing.assert_allclose(outputs[:4], train(short, x[:4]), **CLOSE)
+    for one, other in zip(weights_of(masked), weights_of(short), strict=True):
+        np.testing.assert_allclose(one, other, **CLOSE)
+
+
 def test_frozen_means_inference():
     layer = far_from_identity(BatchNormalization(), (4, 3))
     layer.trainable = False
