@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import keras
 from keras import ops
 
-from keras_bn.layers.moments import Tensor
+from keras_bn.layers.moments import Tensor, computing_dtype
 
 Variant = Literal["gate", "paper"]
 
@@ -209,14 +209,16 @@ class LayerNormCell(keras.layers.Layer):
 
         In float32 at least, since squares of half-precision values overflow.
         """
-        z = ops.cast(centred, keras.backend.result_type(centred.dtype, "float32"))
+        z = ops.cast(centred, computing_dtype(centred.dtype))
         if len(gamma.shape) == 2:
             z = ops.reshape(z, (-1, *gamma.shape))
-        z = z * ops.rsqrt(ops.mean(ops.square(z), -1, keepdims=True) + self.epsilon) * gamma
-        return ops.cast(z if bias is None else z + bias, self.compute_dtype)
+        z = z * ops.rsqrt(ops.mean(ops.square(z), -1, keepdims=True) + self.epsilon)
+        z = z * ops.cast(gamma, z.dtype)
+        z = z if bias is None else z + ops.cast(bias, z.dtype)
+        return ops.cast(z, self.compute_dtype)
 
     def _normalized_with_mean(self, x: Tensor, gamma: Tensor, bias: Tensor | None) -> Tensor:
-        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+        x = ops.cast(x, computing_dtype(x.dtype))
         return self._normalized(x - ops.mean(x, -1, keepdims=True), gamma, bias)
 
     def _gates(self, z: Tensor) -> list[Tensor]:

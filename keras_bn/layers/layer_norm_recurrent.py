@@ -64,9 +64,14 @@ class _LayerNormRNN(keras.layers.RNN):
     def inner_loop(
         self, sequences: Tensor, initial_state: list[Tensor], mask: Any, training: bool = False
     ) -> Any:
-        sequences = _time_first(sequences)  # the shorter of the two to turn round
+        sequences = _time_first(sequences)  # shorter than its products with the kernel
+        mask = None if mask is None else _time_first(ops.cast(tree.flatten(mask)[0], "bool"))
+        if self.go_backwards:
+            # Not left to the loop: on PyTorch, Keras 3.15 cannot unroll a masked one backwards.
+            sequences = ops.flip(sequences, 0)
+            mask = None if mask is None else ops.flip(mask, 0)
         if mask is not None:
-            mask = ops.expand_dims(_time_first(ops.cast(tree.flatten(mask)[0], "bool")), -1)
+            mask = ops.expand_dims(mask, -1)
             # Masked steps leave the state as it is, but a NaN in them would reach the gradients.
             sequences = ops.where(mask, sequences, 0)
         blocks = self.cell.loop_blocks()
@@ -82,7 +87,6 @@ class _LayerNormRNN(keras.layers.RNN):
             step,
             self.cell.project(sequences, training),
             initial_state,
-            go_backwards=self.go_backwards,
             mask=mask,
             unroll=self.unroll,
             input_length=sequences.shape[0],
