@@ -85,10 +85,33 @@ def many_devices(rows):
     assert rows["two devices, each by itself"]["first epoch"] > 1e-2
 
 
+def deep_sigmoid_network(rows):
+    for start in ("Glorot", "poor start"):
+        assert rows[f"with, {start}"]["1"] > rows[f"without, {start}"]["1"] + 30
+
+
+def row_by_row(rows):
+    plain = rows["LSTM"]["0.01"]
+    assert rows["LayerNormLSTM"]["0.01"] > plain + 20
+    for clipped in ("LSTM, clipnorm", "LSTM, clipvalue"):
+        assert rows[clipped]["0.01"] == pytest.approx(plain, abs=5)
+
+
+def sequence_statistics(rows):
+    for name in ("statistics per step", "LayerNormLSTM"):
+        assert rows[name]["rate 0.03"] > rows["LSTM"]["rate 0.03"] + 15
+    alone = {name: row["batches of one"] for name, row in rows.items()}
+    assert alone["statistics per step"] < 25
+    assert alone["LayerNormLSTM"] > alone["statistics per step"] + 25
+
+
 CLAIMS = {
     "01_fold_convert_measure": fold_convert_measure,
+    "02_deep_sigmoid_network": deep_sigmoid_network,
     "03_short_training": short_training,
     "04_batch_size_two": batch_size_two,
+    "05_row_by_row": row_by_row,
+    "08_sequence_statistics": sequence_statistics,
     "06_many_devices": many_devices,
 }
 
