@@ -37,10 +37,12 @@ def compiled(model, learning_rate=0.1, **options):
 
 
 def measured(model, probe, epochs=1, **options):
-    """The measurement before a training without steps of any length."""
-    model.optimizer.learning_rate = 0.0
+    """The measurement before a training of that many epochs, which is not begun."""
     monitor = NormalizationMonitor(probe, **options)
-    model.fit(*probe, epochs=epochs, verbose=0, callbacks=[monitor])
+    callbacks = keras.callbacks.CallbackList([monitor], model=model, epochs=epochs, steps=1)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(0)
+    callbacks.on_train_end()
     return monitor.measurements[0]
 
 
@@ -168,15 +170,17 @@ def test_a_channel_is_dead_when_it_is_at_every_position(channels_first):
 
 
 @pytest.mark.parametrize(
-    ("activation", "values", "share"),
+    ("activation", "place", "values", "share"),
     [
-        ("sigmoid", [-9.0, -4.1, -4.3, 0.0, 4.1, 4.3, 9.0, 1.0], 4 / 8),  # logit(0.985) = 4.18
-        ("tanh", [-2.0, -2.2, 0.0, 2.0, 2.2, 3.0, 1.0, 1.5], 3 / 8),  # artanh(0.97) = 2.09
-        ("relu6", [-5.0, 0.0, 1.0, 5.0, 6.0, 7.0, 8.0, 3.0], 3 / 8),
+        # logit(0.985) = 4.18, artanh(0.97) = 2.09
+        ("sigmoid", "own", [-9.0, -4.1, -4.3, 0.0, 4.1, 4.3, 9.0, 1.0], 4 / 8),
+        ("tanh", "layer", [-2.0, -2.2, 0.0, 2.0, 2.2, 3.0, 1.0, 1.5], 3 / 8),
+        ("sigmoid", "operation", [-9.0, -4.1, -4.3, 0.0, 4.1, 4.3, 9.0, 1.0], 4 / 8),
+        ("relu6", "operation", [-5.0, 0.0, 1.0, 5.0, 6.0, 7.0, 8.0, 3.0], 3 / 8),
     ],
+    ids=str,
 )
-@pytest.mark.parametrize("place", ["own", "layer", "operation"])
-def test_saturated_activations(activation, values, share, place):
+def test_saturated_activations(activation, place, values, share):
     function = getattr(keras.activations, activation)
     x = inputs = keras.Input((1,))
     x = keras.layers.Dense(1, activation=function if place == "own" else None, name="hidden")(x)
@@ -246,11 +250,15 @@ def network(normalize, activation="relu", depth=2, kind=OURS, **options):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}],
+    ("options", "frequency"),
+    [
+        ({"jit_compile": True}, "epoch"),
+        ({"jit_compile": False}, "epoch"),
+        ({"run_eagerly": True}, "epoch"),
+        ({}, 2),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("frequency", ["epoch", 2])
 def test_training_is_the_same_to_the_bit(options, frequency):
     if options.get("jit_compile") and keras.backend.backend() == "torch":
         options = {}  # torch.compile needs a C++ compiler
@@ -345,17 +353,48 @@ def test_masked_elements_are_left_out():
     check_histogram(found.input, x[(x != 0).any(-1)])
 
 
+class NormalizedCell(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.state_size = 3
+        self.dense = keras.layers.Dense(3, activation="tanh", name="dense_in_cell")
+        self.norm = keras.layers.LayerNormalization(name="norm_in_cell")
+
+    def build(self, shape):
+        self.dense.build((shape[0], shape[-1] + 3))
+        self.norm.build((shape[0], 3))
+
+    def call(self, inputs, states):
+        state = self.norm(self.dense(ops.concatenate([inputs, states[0]], -1)))
+        return state, [state]
+
+
 def test_layers_in_recurrent_ones_are_left_to_them():
-    cell = keras.layers.StackedRNNCells([keras.layers.SimpleRNNCell(3)])
     model = compiled(
         keras.Sequential([
-            keras.Input((4, 2)), keras.layers.RNN(cell, name="rnn"),
-            keras.layers.Dense(4, activation="tanh", name="hidden"), keras.layers.Dense(3),
+            keras.Input((4, 2)), keras.layers.RNN(NormalizedCell(), name="rnn"),
+            keras.layers.Dense(4, activation="tanh", name="hidden"),
+            keras.layers.Dense(3, name="head"),
         ])
     )  # fmt: skip
     x = np.random.default_rng(0).normal(size=(6, 4, 2)).astype("float32")
     found = measured(model, (x, np.arange(6) % 3))
-    assert list(found.layers) == ["hidden"] and next(iter(found.flow)) == "rnn"
+    assert list(found.layers) == ["hidden"] and list(found.flow) == ["rnn", "hidden", "head"]
+    assert list(found.weights) == ["dense_in_cell", "norm_in_cell", "hidden", "head"]
+    assert all(one.gradient_norm > 0 for one in found.weights.values())
+
+
+def test_the_weights_of_a_layer_that_calls_no_cell():
+    model = compiled(
+        keras.Sequential([
+            keras.Input((4, 2)), keras_bn.layers.LayerNormLSTM(3, name="lstm"),
+            keras.layers.Dense(3, name="head"),
+        ])
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(6, 4, 2)).astype("float32")
+    found = measured(model, (x, np.arange(6) % 3)).weights
+    assert list(found)[-1] == "head" and len(found) > 1
+    assert all(one.gradient_norm > 0 for one in found.values())
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

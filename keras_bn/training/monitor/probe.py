@@ -182,8 +182,8 @@ class Probe:
         numbers = {id(variable): number for number, variable in enumerate(self._trainable)}
         normalized = seen.normalized()
         scale_free = {id(call.layer) for call in seen.calls if id(call.outputs) in normalized}
-        for layer in (self._model, *seen.order):
-            weights = own_weights(layer) if isinstance(layer, keras.Layer) else []
+        for layer in seen.in_order(self._model):
+            weights = own_weights(layer)
             # A table of embeddings learns the few rows that a batch looks up.
             free = id(layer) in scale_free or isinstance(layer, keras.layers.Embedding)
             kernels = [] if free else [weight for weight in weights if len(weight.shape) > 1]

@@ -87,6 +87,20 @@ class Seen:
         normalized = self.normalized()
         return [call for call in self.calls if id(call.outputs) not in normalized]
 
+    def in_order(self, model: keras.Model) -> list[Any]:
+        """All layers of `model` in the order of their calls.
+
+        A layer that is not called itself, such as the cell of a recurrent layer which computes a
+        sequence at once, stands with the layer around it.
+        """
+        ranks = {id(operation): rank for rank, operation in enumerate(self.order)}
+        for rank, operation in enumerate(self.order):
+            if isinstance(operation, keras.Layer):
+                for inner in operation._flatten_layers(include_self=False):
+                    ranks.setdefault(id(inner), rank)
+        layers = model._flatten_layers()
+        return sorted(layers, key=lambda layer: ranks.get(id(layer), -1))
+
     def normalized(self) -> set[int]:
         """Ids of the tensors that a normalization receives as they are."""
         return {id(call.inputs) for call in self.calls if isinstance(call.layer, NORMALIZATIONS)}
