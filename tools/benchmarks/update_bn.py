@@ -3,8 +3,9 @@
 Three passes take turns in one process, so that whatever else the machine does hits all alike:
 update_bn, the model's compiled inference, and `model.predict`. Times are between one batch's
 request and the next; what a pass does before its second batch, tracing above all, is apart.
-Ratios of medians are what to trust, not the milliseconds. oneDNN is chosen when TensorFlow is
-loaded, so with and without it are two child processes.
+Ratios of medians are what to trust, not the milliseconds; on a machine that is busy with other
+things, the ratio of processor time rather than that of throughput. oneDNN is chosen when
+TensorFlow is loaded, so with and without it are two child processes.
 
     python -m tools.benchmarks.update_bn [--quick] [--json FILE]
 """
@@ -60,6 +61,7 @@ def table(document: dict[str, Any]) -> Table:
         "update_bn",
         "of inference's throughput",
         "of predict's",
+        "in processor time",
         "tracing s",
         "inference's s",
     ):
@@ -73,6 +75,7 @@ def table(document: dict[str, Any]) -> Table:
             f"{row['update_bn_ms']:.1f}",
             f"{row['of_inference']:.2f}",
             f"{row['of_predict']:.2f}",
+            f"{row['of_inference_cpu']:.2f}",
             f"{row['tracing_s']:.2f}",
             f"{row['inference_tracing_s']:.2f}",
         )
@@ -121,33 +124,44 @@ def _measure(name: str, rounds: int) -> dict[str, float]:
         "update_bn": lambda batches: keras_bn.update_bn(model, batches),
     }
     batch_ms: dict[str, list[float]] = {name: [] for name in passes}
+    batch_cpu_ms: dict[str, list[float]] = {name: [] for name in passes}
     first_s: dict[str, list[float]] = {name: [] for name in passes}
     for done in range(rounds + 1):
         # Whoever follows the shortest pass gains a little by it: each starts in turn.
         names = list(passes)[done % len(passes) :] + list(passes)[: done % len(passes)]
         for pass_name in names:
-            requests: list[float] = []
+            requests: list[tuple[float, float]] = []
             passes[pass_name](_noting_requests(data, requests))
-            intervals = [after - before for before, after in pairwise(requests)]
+            intervals, cpu_intervals = (
+                [after - before for before, after in pairwise(clock)]
+                for clock in zip(*requests, strict=True)
+            )
             first_s[pass_name].append(intervals[0])
             if done > 0:  # the first round loads libraries
                 batch_ms[pass_name] += [1000 * seconds for seconds in intervals[1:]]
+                batch_cpu_ms[pass_name] += [1000 * seconds for seconds in cpu_intervals[1:]]
     median_ms = {name: statistics.median(samples) for name, samples in batch_ms.items()}
+    median_cpu_ms = {name: statistics.median(samples) for name, samples in batch_cpu_ms.items()}
     return {
         **{f"{name}_ms": median for name, median in median_ms.items()},
         "of_inference": median_ms["inference"] / median_ms["update_bn"],
         "of_predict": median_ms["predict"] / median_ms["update_bn"],
+        **{f"{name}_cpu_ms": median for name, median in median_cpu_ms.items()},
+        "of_inference_cpu": median_cpu_ms["inference"] / median_cpu_ms["update_bn"],
         # update_bn traces in every call, inference in its first.
         "tracing_s": statistics.median(first_s["update_bn"][1:]) - median_ms["update_bn"] / 1000,
         "inference_tracing_s": first_s["inference"][0] - median_ms["inference"] / 1000,
     }
 
 
-def _noting_requests(data: list[np.ndarray], requests: list[float]) -> Iterator[np.ndarray]:
+def _noting_requests(
+    data: list[np.ndarray], requests: list[tuple[float, float]]
+) -> Iterator[np.ndarray]:
+    """Notes the clock and this process's processor time at each request."""
     for x in data:
-        requests.append(time.perf_counter())
+        requests.append((time.perf_counter(), time.process_time()))
         yield x
-    requests.append(time.perf_counter())
+    requests.append((time.perf_counter(), time.process_time()))
 
 
 def _inference(model: keras.Model) -> Callable[[Iterable[np.ndarray]], None]:
