@@ -411,6 +411,18 @@ def test_a_first_batch_without_variance_leaves_no_initial_value_in_the_average()
     assert layer.num_batches_tracked.numpy() == 1
 
 
+def test_synchronized_on_one_device_changes_nothing():
+    x = np.random.default_rng(0).normal(2, 3, (8, 3)).astype("float32")
+    alone, together = (
+        far_from_identity(BatchNormalization(**options), x.shape)
+        for options in ({}, {"synchronized": True})
+    )
+    # Two implementations of the same float32 arithmetic.
+    np.testing.assert_allclose(train(together, x), train(alone, x), **CLOSE)
+    for one, other in zip(weights_of(together), weights_of(alone), strict=True):
+        np.testing.assert_allclose(one, other, **CLOSE)
+
+
 # --- masks and axes -----------------------------------------------------------------------------
 
 

@@ -168,12 +168,13 @@ torch.distributed.init_process_group(
     "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
 )
 x, weights, mask = (torch.tensor(array) for array in ours_of_two(rank))
-x.requires_grad_()
-layer = BatchNormalization(momentum=0.0, synchronized=True)
-y = layer(x, training=True, mask=mask)
-(y**2 * weights).sum().backward()
-np.savez(folder / f"{rank}.npz", y=y.detach(), dx=x.grad,
-         mean=layer.moving_mean.value, variance=layer.moving_variance.value)
+for name, mask in (("whole", None), ("mask", mask)):
+    x = x.detach().requires_grad_()
+    layer = BatchNormalization(momentum=0.0, synchronized=True)
+    y = layer(x, training=True, mask=mask)
+    (y**2 * weights).sum().backward()
+    np.savez(folder / f"{name} {rank}.npz", y=y.detach(), dx=x.grad,
+             mean=layer.moving_mean.value, variance=layer.moving_variance.value)
 torch.distributed.destroy_process_group()
 """
 
@@ -203,14 +204,15 @@ def test_processes_share_their_statistics(tmp_path):
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     x, weights, mask = ours_of_two()
-    wide = np.broadcast_to(mask[..., None], x.shape)
-    y, mean, variance, count = batch_norm(x, (2,), wide)
-    dx, *_ = first_derivatives(x, (2,), weights, np.ones(3), np.zeros(3), wide)
-    got = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
-    # Sums of 32 float32 terms of order 10.
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    np.testing.assert_allclose(np.concatenate([part["y"] for part in got]), y, **close)
-    np.testing.assert_allclose(np.concatenate([part["dx"] for part in got]), dx, **close)
-    for part in got:
-        np.testing.assert_allclose(part["mean"], mean, **close)
-        np.testing.assert_allclose(part["variance"], variance * count / (count - 1), **close)
+    for name, kept in (("whole", np.ones_like(mask)), ("mask", mask)):
+        wide = np.broadcast_to(kept[..., None], x.shape)
+        y, mean, variance, count = batch_norm(x, (2,), wide)
+        dx, *_ = first_derivatives(x, (2,), weights, np.ones(3), np.zeros(3), wide)
+        got = [np.load(tmp_path / f"{name} {rank}.npz") for rank in range(2)]
+        # Sums of 32 float32 terms of order 10.
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        np.testing.assert_allclose(np.concatenate([part["y"] for part in got]), y, **close)
+        np.testing.assert_allclose(np.concatenate([part["dx"] for part in got]), dx, **close)
+        for part in got:
+            np.testing.assert_allclose(part["mean"], mean, **close)
+            np.testing.assert_allclose(part["variance"], variance * count / (count - 1), **close)
