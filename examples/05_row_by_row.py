@@ -11,8 +11,8 @@ rates from too small to too large, with four recurrent layers:
 
 Clipping and normalization help at opposite ends. At small rates gradients are short, clipping has
 nothing to do, and the normalised network is far ahead of the others. At the largest rate the plain
-LSTM fails, clipping saves much of it, and normalization does not. In between, where the rate suits
-the plain LSTM, none of them has an advantage worth its price.
+LSTM fails, clipping saves much of it, and normalization does not. In between, at the rate that
+suits the plain LSTM best, there is little to choose between the four.
 
     python examples/05_row_by_row.py [--quick] [--output FOLDER]
 """
@@ -89,7 +89,7 @@ def draw(accuracies, path):
     right.set(title=f"Through the epochs, learning rate {SHOWN_RATE}", xlabel="epoch")
     right.legend(loc="lower right")
     for axes in (left, right):
-        axes.axhline(10, color="0.6", linestyle=":", linewidth=1)
+        axes.axhline(10, color="0.6", linestyle=":")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     left.annotate("chance", (max(by_rate), 10), (0, -12), textcoords="offset points", ha="right")

@@ -111,8 +111,8 @@ CLAIMS = {
     "03_short_training": short_training,
     "04_batch_size_two": batch_size_two,
     "05_row_by_row": row_by_row,
-    "08_sequence_statistics": sequence_statistics,
     "06_many_devices": many_devices,
+    "08_sequence_statistics": sequence_statistics,
 }
 
 
