@@ -74,7 +74,18 @@ def simple_rnn_step(w, x, h, variant, epsilon):
     return np.tanh(z + w["bias"])
 
 
-def run(network, weights, x, variant, epsilon, states, mask=None, backwards=False, **options):
+def run(
+    network,
+    weights,
+    x,
+    variant,
+    epsilon,
+    states,
+    mask=None,
+    backwards=False,
+    state_first=False,
+    **options,
+):
     """Outputs in the order computed, and the last states.
 
     Args:
@@ -82,6 +93,7 @@ def run(network, weights, x, variant, epsilon, states, mask=None, backwards=Fals
         weights: Arrays by the names of the layer's weights; a missing bias counts as 0.
         x: (batch, time, features).
         states: (batch, units) each. A masked step leaves them, and repeats the last output.
+        state_first: Whether masked steps before all others give the first state, instead of 0.
     """
     weights = {name: np.asarray(value, "float64") for name, value in weights.items()}
     columns = weights["kernel"].shape[1]
@@ -94,7 +106,7 @@ def run(network, weights, x, variant, epsilon, states, mask=None, backwards=Fals
     last = [np.array(state, "float64") for state in states]
     for sample in range(x.shape[0]):
         h, *c = (state[sample] for state in last)
-        y = np.zeros_like(h)
+        y = h if state_first else np.zeros_like(h)
         order = range(x.shape[1])
         for position, time in enumerate(reversed(order) if backwards else order):
             if mask is None or mask[sample, time]:

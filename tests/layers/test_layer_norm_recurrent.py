@@ -119,6 +119,7 @@ def test_any_shape_and_option_agrees_with_numpy(
         states=states if given_states else [0 * state for state in states],
         mask=mask,
         backwards=backwards,
+        state_first=BACKEND == "jax" and not unroll,  # Keras's loops differ in that
         **options,
     )
     # A deviation of √1e-5 magnifies rounding a hundredfold more than one of order 1.
@@ -195,26 +196,30 @@ without_normalization_kinds = pytest.mark.parametrize(
 
 @without_normalization_kinds
 @pytest.mark.parametrize(
-    "more",
+    ("more", "called_with"),
     [
-        {},
-        {"go_backwards": True},
-        {"unroll": True},
-        {"activation": "relu", "kernel_initializer": "he_normal"},
-        {"zero_output_for_mask": True},
+        ({"activation": "relu"}, []),
+        ({"go_backwards": True}, ["mask", "initial_state"]),
+        ({"zero_output_for_mask": True}, ["mask"]),
+        ({"unroll": True}, ["mask"]),
     ],
     ids=str,
 )
-def test_without_normalization_it_is_kerass_layer(network, options, more):
+def test_without_normalization_it_is_kerass_layer(network, options, more, called_with):
     layer, stock = without_normalization(
         network, return_sequences=True, return_state=True, **options, **more
     )
     x = data()
-    mask = np.random.default_rng(3).random(x.shape[:2]) < 0.7
-    for call in ({}, {"mask": mask}, {"initial_state": states_for(network, 4, 5)}):
-        for one, other in zip(arrays(layer(x, **call)), arrays(stock(x, **call)), strict=True):
-            # relu passes values of order 100 on.
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    every = {
+        "mask": np.random.default_rng(3).random(x.shape[:2]) < 0.7,
+        "initial_state": states_for(network, 4, 5),
+    }
+    call = {name: every[name] for name in called_with}
+    (ours, our_states), (theirs, their_states) = (
+        all_outputs(each, x, **call) for each in (layer, stock)
+    )
+    for one, other in zip([ours, *our_states], [theirs, *their_states], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # relu gives some 100
 
 
 @without_normalization_kinds
@@ -478,7 +483,7 @@ def test_fit_learns_what_came_first(network, options, compilation):
     assert history[-1] < 0.7 * history[0]
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
 @every_kind
 def test_half_precision_normalizes_in_float32(network, options, policy):
     # PyTorch has no orthogonal matrices in float16.
