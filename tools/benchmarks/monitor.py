@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 STEPS = 6  # in each epoch that is measured
-EPOCHS = {"operations": 6, "graph": 10}
+EPOCHS = {"operations": 2, "graph": 10}
 DIGITS_STEPS = 45  # of an epoch of the 1437 digits that are usually trained on
 CASES = (("small CNN", 8), ("MobileNetV2", 96))  # and pixels a side
 

@@ -14,7 +14,8 @@ VANISHING = 1e-3
 Automatic DNN Training Problem Detection and Repair System (ICSE), call a gradient vanishing
 below that ratio. A first layer then moves a thousand times less than the last."""
 EXPLODING = 1e3
-"""The same ratio upside down."""
+"""The same ratio upside down. Fresh networks that train well reach a few hundred of it: 140 for
+keras.applications' ResNet50 and 400 for its EfficientNetB0, 16 samples of noise."""
 OVERSTEPPING = 100.0
 """A kernel's gradient over the kernel, in norms: from here on a step at Keras's default learning
 rate for SGD, 0.01, changes the kernel by more than itself, and training can diverge (You, Gitman

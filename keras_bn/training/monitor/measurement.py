@@ -218,7 +218,7 @@ def hellinger(mean: Array, variance: Array, other_mean: Array, other_variance: A
     Example:
 
     >>> print(hellinger(np.array([0.0, 0.0]), np.ones(2), np.array([0.0, 9.0]), np.ones(2)))
-    [0.         0.99997994]
+    [0.         0.99997997]
 
     Reference:
         Pardo, 2006, Statistical Inference Based on Divergence Measures.

@@ -27,9 +27,10 @@ SAMPLED = 2**16
 """Elements of a tensor that its histogram is made of at most: shares are then within 0.5 % of the
 whole tensor's (Dvoretzky, Kiefer and Wolfowitz's bound at 95 %, √(ln 40/(2·65536)) = 0.0053)."""
 
-EAGER_RUNS = 6
-"""Runs up to which TensorFlow computes the pass operation by operation, since tracing a graph of
-it takes about as long as so many (tools/benchmarks/monitor.py)."""
+EAGER_RUNS = 3
+"""Runs up to which TensorFlow computes the pass operation by operation. Tracing a graph of it takes
+as long as five or six such runs, but those after it are several times faster
+(tools/benchmarks/monitor.py)."""
 
 Batch = tuple[Any, Any, Any]
 """Inputs, targets and sample weights; the last two may be None."""
