@@ -49,8 +49,8 @@ def recording(layers: Sequence[Any], record: Callable[[int, Moments], None]) -> 
             twin = _ours(layer)
             recorded = partial(record, index)
             call = _recording_call(layer.call, twin, twin.call, recorded)
-            stack.enter_context(_set_on_object(twin, "_track", recorded))
-            stack.enter_context(_set_on_object(layer, "call", call))
+            stack.enter_context(set_on_object(twin, "_track", recorded))
+            stack.enter_context(set_on_object(layer, "call", call))
         yield Recording()
 
 
@@ -75,7 +75,7 @@ def _recording_call(
 
 
 @contextmanager
-def _set_on_object(layer: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+def set_on_object(layer: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
     """While open, `method` stands in front of the one that the class of `layer` has."""
     earlier = vars(layer).get(name)
     setattr(layer, name, method)

@@ -14,7 +14,7 @@ from keras_bn.graph.view import calls as graph_calls
 from keras_bn.graph.view import functional_graph
 from keras_bn.training.monitor import activations
 from keras_bn.training.monitor.activations import Activation
-from keras_bn.training.recording import _set_on_object as set_on_object
+from keras_bn.training.recording import set_on_object
 
 Tensor = Any
 
