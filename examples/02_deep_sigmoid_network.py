@@ -86,6 +86,7 @@ def draw_activations(axes, monitors, layer):
         axes.fill_between(epochs, low, high, color=COLOURS[name], alpha=0.25, linewidth=0)
         axes.plot(epochs, middle, color=COLOURS[name], label=f"{name} normalization")
     axes.set(xlabel="epoch", ylabel="sigmoid (median, 5 to 95 %)", ylim=(0, 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw(accuracies, monitors, path):

@@ -6,7 +6,7 @@ variance of 1 that would be little. In the depthwise-separable network below it 
 after the first convolution and after the depthwise ones several times too large.
 
 The network is trained three times from the same seed. Training looks at batch statistics alone, so
-all three learn the same weights, and differ only in the statistics that they keep for inference:
+all three learn the same weights up to rounding, and differ in the statistics kept for inference:
 
 - Keras's layer, momentum 0.99;
 - `debias=True`: no batch weighs less than an equal share, so that nothing initial is left;
@@ -134,6 +134,7 @@ def draw(by_epoch, ratios, path):
         ylabel="test accuracy, %",
         ylim=(0, 104),
     )
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="center right")
 
     # The peaks are where the variances are smallest, so that what is left of the 1 weighs most.

@@ -18,6 +18,9 @@ about right, and the unbiased one twice the truth. The cumulative average also r
 variances that the first, small weights gave. Only the population's variance, which is measured
 afterwards and not extrapolated, is right in each place.
 
+For the accuracy the factor matters less than its place in the figure suggests: biased, unbiased and
+population's differ by no more than the seeds do. The cumulative average falls behind with three.
+
     python examples/04_batch_size_two.py [--quick] [--output FOLDER]
 """
 

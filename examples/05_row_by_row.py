@@ -87,6 +87,7 @@ def draw(accuracies, path):
     left.set_xticks(list(by_rate), [f"{rate:g}" for rate in by_rate])
     left.minorticks_off()
     right.set(title=f"Through the epochs, learning rate {SHOWN_RATE}", xlabel="epoch")
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="lower right")
     for axes in (left, right):
         axes.axhline(10, color="0.6", linestyle=":")
