@@ -38,12 +38,10 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 .venv-%/.installed: setup.cfg pyproject.toml constraints.txt
 	$(call install,.venv-$*,dev$(comma)$*)
 
-# Python compiles what it imports; all of TensorFlow would take longer than installing it.
 comma := ,
 define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip --constraint constraints.txt
-	$(1)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt \
-		--editable '.[$(2)]'
+	$(1)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(2)]'
 	touch $(1)/.installed
 endef
