@@ -53,7 +53,8 @@ def load_torch_batch_norm(
         >>> layer.build((None, 2))
         >>> state = {"bn.weight": [1.0, 2.0], "bn.bias": [0.0, 1.0],
         ...          "bn.running_mean": [3.0, 4.0], "bn.running_var": [1.0, 1.0]}
-        >>> [float(mean) for mean in load_torch_batch_norm(layer, state, "bn").moving_mean]
+        >>> _ = load_torch_batch_norm(layer, state, "bn")
+        >>> keras.ops.convert_to_numpy(layer.moving_mean).tolist()
         [3.0, 4.0]
     """
     if not isinstance(layer, keras.layers.BatchNormalization):

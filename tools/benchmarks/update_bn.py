@@ -15,17 +15,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tools.benchmarks.command import machine, main
+from tools.benchmarks.timing import in_child
 
 if TYPE_CHECKING:
     import keras
@@ -45,7 +44,11 @@ def run(quick: bool) -> dict[str, Any]:
         "benchmark": "update_bn",
         "quick": quick,
         "machine": machine(),
-        "models": [row for onednn in (False, True) for row in _in_child(onednn, quick)],
+        "models": [
+            row
+            for onednn in (False, True)
+            for row in in_child(f"update_bn:measure({quick})", onednn=onednn)
+        ],
     }
 
 
@@ -80,26 +83,6 @@ def table(document: dict[str, Any]) -> Table:
             f"{row['inference_tracing_s']:.2f}",
         )
     return result
-
-
-def _in_child(onednn: bool, quick: bool) -> list[dict[str, Any]]:
-    code = f"from tools.benchmarks.update_bn import measure; measure({quick})"
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": "tensorflow",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TF_ENABLE_ONEDNN_OPTS": str(int(onednn)),
-    }
-    child = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    rows: list[dict[str, Any]] = json.loads(child.stdout)
-    return rows
 
 
 def measure(quick: bool) -> None:
