@@ -74,8 +74,8 @@ class NormalizationMonitor(keras.callbacks.Callback):
     >>> monitor.history["epoch"], len(monitor.history["bn/gradient_norm"])
     ([0, 1, 2, 3], 4)
     >>> layer = monitor.measurements[-1].layers["bn"]
-    >>> print(f"{abs(layer.output.mean):.2f} {layer.output.deviation:.2f}")
-    0.00 1.00
+    >>> print(f"{abs(layer.output.mean):.1f} {layer.output.deviation:.1f}")
+    0.0 1.0
     """
 
     def __init__(
