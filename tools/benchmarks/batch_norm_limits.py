@@ -5,10 +5,10 @@ writes the result; backward it reads the gradient and the batch for the two sums
 and writes the gradient of the batch. Eight times the tensor's size over the bandwidth of a copy,
 measured between the steps, is the least that a step beyond the caches can take.
 
-PyTorch's BatchNorm2d on channels_last tensors runs along if torch is installed (`make
-test-backends` leaves an environment with it: .venv-torch/bin/python). All take turns in one
-process; ratios of medians are what to trust. The layers' times are net: a step with the layer
-less the same step without.
+PyTorch's BatchNorm2d on channels_last tensors runs along, in a process of its own, if torch is
+installed (`make test-backends` leaves an environment with it: .venv-torch/bin/python). All take
+turns; ratios of medians are what to trust. The layers' times are net: a step with the layer less
+the same step without.
 
     python -m tools.benchmarks.batch_norm_limits [--quick] [--json FILE]
 """
@@ -18,9 +18,12 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -92,8 +95,6 @@ def table(document: dict[str, Any]) -> Table:
 
 def measure(quick: bool) -> None:
     """Print every shape's figures as JSON."""
-    # PyTorch's threads would go on spinning after its step, into TensorFlow's.
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     shapes = QUICK_SHAPES if quick else SHAPES
     json.dump([_measure(shape, 4.0 if quick else SECONDS) for shape in shapes], sys.stdout)
 
@@ -104,9 +105,11 @@ def _measure(shape: tuple[int, ...], seconds: float) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     x, weights = (rng.normal(size=shape).astype("float32") for _ in range(2))
     steps = {**_tensorflow_steps(x, weights), "copy": _copy_of(x)}
-    if find_spec("torch"):
-        steps |= _torch_steps(x, weights)
-    medians = medians_ms(steps, seconds=seconds)
+    with ExitStack() as stack:
+        if find_spec("torch"):
+            steps |= stack.enter_context(_torch_child(shape))
+        # PyTorch's threads go on spinning after a step, which TensorFlow's must not pay for.
+        medians = medians_ms(steps, seconds=seconds, pause_s=0.03)
     bandwidth = 2 * x.nbytes / (medians["copy"] / 1000)  # a copy reads and writes
     row = {
         "shape": shape,
@@ -164,30 +167,51 @@ def _tensorflow_steps(x: Any, weights: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _torch_steps(x: Any, weights: Any) -> dict[str, Callable[[], Any]]:
+@contextmanager
+def _torch_child(shape: tuple[int, ...]) -> Iterator[dict[str, Callable[[], Any]]]:
+    """PyTorch's steps, run in a process of its own: libraries in one process share its memory."""
+    code = f"from tools.benchmarks.batch_norm_limits import serve_torch; serve_torch({shape})"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def step(name: str) -> None:
+        assert child.stdin and child.stdout
+        child.stdin.write(name + "\n")
+        child.stdin.flush()
+        child.stdout.readline()
+
+    with child:
+        yield {name: partial(step, name) for name in ("torch nothing", "torch")}
+        child.terminate()
+
+
+def serve_torch(shape: tuple[int, ...]) -> None:
+    """Take a step for each line of standard input that names one, and say so."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
     x, weights = (
-        torch.from_numpy(array).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
-        for array in (x, weights)
+        torch.randn(shape).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
+        for _ in range(2)
     )
     x.requires_grad_()
 
-    def step_with(layer: torch.nn.Module) -> Callable[[], Any]:
-        def step() -> float:
+    def step_with(layer: torch.nn.Module) -> Callable[[], None]:
+        def step() -> None:
             x.grad = None
             layer.zero_grad()
             (layer(x) * weights).sum().backward()
-            return float(x.grad[0, 0, 0, 0])
 
         return step
 
-    channels = x.shape[1]
-    return {
+    steps = {
         "torch nothing": step_with(torch.nn.Identity()),
-        "torch": step_with(torch.nn.BatchNorm2d(channels)),
+        "torch": step_with(torch.nn.BatchNorm2d(shape[-1])),
     }
+    for line in sys.stdin:
+        steps[line.strip()]()
+        print(flush=True)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,17 @@ from typing import Any
 
 
 def medians_ms(
-    steps: dict[str, Callable[[], Any]], *, seconds: float = math.inf, rounds: int = 10_000
+    steps: dict[str, Callable[[], Any]],
+    *,
+    seconds: float = math.inf,
+    rounds: int = 10_000,
+    pause_s: float = 0.0,
 ) -> dict[str, float]:
-    """Median time of each step, taken in turn until the seconds or the rounds are over."""
+    """Median time of each step, taken in turn until the seconds or the rounds are over.
+
+    With a pause, threads that wait for more work by spinning have stopped when another step
+    begins, which then runs once untimed to wake its own.
+    """
     for _ in range(2):  # tracing and compiling, then allocating
         for step in steps.values():
             step()
@@ -30,6 +38,9 @@ def medians_ms(
         names = list(steps)[done % len(steps) :] + list(steps)[: done % len(steps)]
         for name in names:
             step = steps[name]
+            if pause_s:
+                time.sleep(pause_s)
+                step()
             start = time.perf_counter()
             step()
             samples_ms[name].append(1000 * (time.perf_counter() - start))
