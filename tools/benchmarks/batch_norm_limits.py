@@ -144,26 +144,12 @@ def _tensorflow_steps(x: Any, weights: Any) -> dict[str, Callable[[], Any]]:
     import tensorflow as tf
 
     import keras_bn
+    from tools.benchmarks.layer_step import layer_step
 
     x, weights = tf.constant(x), tf.constant(weights)
-    # As in fit: the batch size is not known to the graph.
-    signature = [tf.TensorSpec((None, *x.shape[1:]))] * 2
-
-    def step_with(layer: keras.Layer) -> Callable[[], Any]:
-        layer.build((None, *x.shape[1:]))
-
-        @tf.function(input_signature=signature, autograph=False)
-        def step(x: Any, weights: Any) -> Any:
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                loss = tf.reduce_sum(layer(x, training=True) * weights)
-            return tape.gradient(loss, [x, *(w.value for w in layer.trainable_weights)])
-
-        return lambda: step(x, weights)[0][0].numpy()
-
     return {
-        "nothing": step_with(keras.layers.Identity()),
-        "keras_bn": step_with(keras_bn.layers.BatchNormalization()),
+        "nothing": layer_step(keras.layers.Identity(), x, weights),
+        "keras_bn": layer_step(keras_bn.layers.BatchNormalization(), x, weights),
     }
 
 

@@ -124,33 +124,21 @@ def _layer_step(shape: tuple[int, ...], jit_compile: bool) -> dict[str, float]:
     import tensorflow as tf
 
     import keras_bn
+    from tools.benchmarks.layer_step import layer_step
 
     rng = np.random.default_rng(0)
     x = tf.constant(rng.normal(size=shape), tf.float32)
     weights = tf.constant(rng.normal(size=shape), tf.float32)
-    # As in fit: the batch size is not known to the graph.
-    signature = [tf.TensorSpec((None, *shape[1:]))] * 2
-
-    def step_with(layer: keras.Layer) -> Callable[[], Any]:
-        layer.build((None, *shape[1:]))
-
-        @tf.function(input_signature=signature, jit_compile=jit_compile, autograph=False)
-        def step(x: Any, weights: Any) -> Any:
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                loss = tf.reduce_sum(layer(x, training=True) * weights)
-            return tape.gradient(loss, [x, *(w.value for w in layer.trainable_weights)])
-
-        return lambda: step(x, weights)[0][0].numpy()
-
-    medians = medians_ms(
-        {
-            "nothing": step_with(keras.layers.Identity()),
-            "keras": step_with(keras.layers.BatchNormalization()),
-            "keras_bn": step_with(keras_bn.layers.BatchNormalization()),
-        },
-        seconds=SECONDS_PER_LAYER,
-    )
+    layers = {
+        "nothing": keras.layers.Identity(),
+        "keras": keras.layers.BatchNormalization(),
+        "keras_bn": keras_bn.layers.BatchNormalization(),
+    }
+    steps = {
+        name: layer_step(layer, x, weights, jit_compile=jit_compile)
+        for name, layer in layers.items()
+    }
+    medians = medians_ms(steps, seconds=SECONDS_PER_LAYER)
     keras_ms = medians["keras"] - medians["nothing"]
     keras_bn_ms = medians["keras_bn"] - medians["nothing"]
     # Where XLA hides the layer's own work behind the launch, the difference is noise around 0.
