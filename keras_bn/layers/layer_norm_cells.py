@@ -217,6 +217,12 @@ class LayerNormCell(keras.layers.Layer):
         z = z if bias is None else z + ops.cast(bias, z.dtype)
         return ops.cast(z, self.compute_dtype)
 
+    def _pre_activations(self, projected: Tensor, product: Tensor, block: Block) -> Tensor:
+        """What a block's gates are functions of, from the shares of the input and the state."""
+        if self.variant == "gate":
+            return self._normalized(projected + product, block.gamma, block.bias)
+        return projected + self._normalized(product, block.gamma, block.bias)
+
     def _normalized_with_mean(self, x: Tensor, gamma: Tensor, bias: Tensor | None) -> Tensor:
         x = ops.cast(x, computing_dtype(x.dtype))
         return self._normalized(x - ops.mean(x, -1, keepdims=True), gamma, bias)
@@ -335,11 +341,7 @@ class LayerNormLSTMCell(LayerNormCell, keras.layers.LSTMCell):
         h, c = states
         (block,) = blocks
         z = _product(h, block.kernel, self._recurrent_masks(h, training))
-        if self.variant == "gate":
-            z = self._normalized(projected + z, block.gamma, block.bias)
-        else:
-            z = projected + self._normalized(z, block.gamma, block.bias)
-        i, f, g, o = self._gates(z)
+        i, f, g, o = self._gates(self._pre_activations(projected, z, block))
         c = self.recurrent_activation(f) * c + self.recurrent_activation(i) * self.activation(g)
         read = c
         if self.variant == "paper":
@@ -437,10 +439,7 @@ class LayerNormGRUCell(LayerNormCell, keras.layers.GRUCell):
         masks = self._recurrent_masks(h, training)
 
         z = _product(h, gates.kernel, masks and masks[:2])
-        if self.variant == "gate":
-            z = self._normalized(x_gates + z, gates.gamma, gates.bias)
-        else:
-            z = x_gates + self._normalized(z, gates.gamma, gates.bias)
+        z = self._pre_activations(x_gates, z, gates)
         update, reset = self._gates(self.recurrent_activation(z))
 
         seen = h if self.reset_after else reset * h
@@ -506,11 +505,7 @@ class LayerNormSimpleRNNCell(LayerNormCell, keras.layers.SimpleRNNCell):
         (h,) = states
         (block,) = blocks
         z = _product(h, block.kernel, self._recurrent_masks(h, training))
-        if self.variant == "gate":
-            z = self._normalized(projected + z, block.gamma, block.bias)
-        else:
-            z = projected + self._normalized(z, block.gamma, block.bias)
-        (z,) = self._gates(z)
+        (z,) = self._gates(self._pre_activations(projected, z, block))
         h = self.activation(z)
         return h, [h]
 
