@@ -41,7 +41,8 @@ class Node:
         operation: The Keras layer or operation.
         path: Its name, preceded by the names of the models around it: "backbone/conv1".
         inputs: The tensors of its first argument.
-        side_inputs: The tensors of all other arguments, such as masks and attention keys.
+        others: The tensors of every other argument that has any, such as a mask or an
+            attention's keys, by the argument's name.
         outputs: The tensors it returns.
         training: The `training` argument it runs with: that of the outermost model around it
             that was called with one, else its own, as Keras has it; None where nobody passed any.
@@ -51,9 +52,14 @@ class Node:
     operation: keras.Operation
     path: str
     inputs: tuple[Tensor, ...]
-    side_inputs: tuple[Tensor, ...]
+    others: Mapping[str, tuple[Tensor, ...]]
     outputs: tuple[Tensor, ...]
     training: bool | None
+
+    @property
+    def side_inputs(self) -> tuple[Tensor, ...]:
+        """The tensors of all arguments but the first."""
+        return tuple(tensor for tensors in self.others.values() for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,8 @@ class View:
                 alias[node.outputs[0]] = resolved(node.inputs)[0]
                 continue
             if not alias.keys().isdisjoint((*node.inputs, *node.side_inputs)):
-                inputs, side_inputs = resolved(node.inputs), resolved(node.side_inputs)
-                node = replace(node, inputs=inputs, side_inputs=side_inputs)
+                others = {name: resolved(tensors) for name, tensors in node.others.items()}
+                node = replace(node, inputs=resolved(node.inputs), others=others)
             nodes.append(node)
         return replace(self, nodes=tuple(nodes), outputs=resolved(self.outputs))
 
@@ -192,7 +198,11 @@ class _Reader:
             path = prefix + operation.name
             first, rest = arguments(call)
             data = tuple(numbers[id(tensor)] for tensor in _symbolic(first))
-            side = tuple(numbers[id(tensor)] for tensor in _symbolic(rest))
+            others = {
+                name: tuple(numbers[id(tensor)] for tensor in _symbolic(value))
+                for name, value in rest.items()
+                if _symbolic(value)
+            }
             runs_in = _training_argument(call) if training is None else training
             inner = functional_graph(operation)
             if inner is not None and self._fits(inner, first, rest, data):
@@ -202,7 +212,7 @@ class _Reader:
                     self.closed |= _everything_in(inner)
                 outputs = tuple(self.number(tensor) for tensor in call.outputs)
                 site = Site(id(functional), position)
-                self.nodes.append(Node(site, operation, path, data, side, outputs, runs_in))
+                self.nodes.append(Node(site, operation, path, data, others, outputs, runs_in))
             numbers.update(zip(map(id, call.outputs), outputs, strict=True))
         return tuple(numbers[id(tensor)] for tensor in functional.outputs)
 
