@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import keras
@@ -15,25 +17,32 @@ from keras_bn.errors import UnsupportedModelError
 from keras_bn.graph.view import Site, arguments, calls, functional_graph, structure
 
 Weights = Mapping[str, np.ndarray]
-"""Values of a layer's variables by name, such as "kernel" and "bias"."""
+"""Values of a layer's variables by attribute, such as "kernel" or "forward_layer.cell.kernel"."""
 
 
 @dataclass(frozen=True)
 class Changes:
     """How the new model differs from the old one.
 
+    Operations are layers or nodes of `keras.ops`, named by their `id`.
+
     Attributes:
-        removed: Calls that hand their first input on unchanged.
-        weights: By layer id, a function that gives its new values: by the name of the variable
-            and of the layer's attribute that holds it. It is called once, when the layer is
-            built, so that one layer's values are in memory at a time. The layer's other
+        removed: Calls that hand their first tensor on unchanged: x of 2 * x.
+        weights: By operation, a function that gives its new values: by the dotted path of
+            attributes that leads from the layer to the variable. It is called once, when the
+            layer is built, so that one layer's values are in memory at a time. The layer's other
             variables are copied.
-        config: Constructor arguments that differ, by layer id.
+        config: Constructor arguments that differ, by layer. Variables that a layer gains by
+            them have to be among its `weights`.
+        replaced: By operation, a function that makes the layer which stands in for it at every
+            call, under its name, called with the first argument that holds tensors and nothing
+            else. The new layer starts with its `weights` and nothing of the old one's.
     """
 
     removed: frozenset[Site] = frozenset()
     weights: Mapping[int, Callable[[], Weights]] = field(default_factory=dict)
     config: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    replaced: Mapping[int, Callable[[], keras.Layer]] = field(default_factory=dict)
 
 
 def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
@@ -101,27 +110,30 @@ class _Rebuilder:
         """Call the new operations in order; `tensors` maps old tensors' ids to new ones."""
         outputs_of_model = set(map(id, functional.outputs))
         for position, call in enumerate(calls(functional)):
+            old, (result, *_) = call.operation, call.outputs
             if Site(id(functional), position) in self.changes.removed:
-                first, _ = arguments(call)
-                outputs = [tensors[id(first)]]
-                if id(call.outputs[0]) in outputs_of_model:
-                    outputs = [self.stand_in(call.operation, functional)(outputs[0])]
+                outputs = tree.flatten(_first_tensors(call, tensors))[:1]
+                if id(result) in outputs_of_model:
+                    outputs = [self.stand_in(old, functional, result.dtype)(outputs[0])]
+            elif id(old) in self.changes.replaced:
+                outputs = tree.flatten(self.operation(old)(_first_tensors(call, tensors)))
+                self.fill(old)
             else:
                 args, kwargs = call.arguments.fill_in(tensors)
-                outputs = tree.flatten(self.operation(call.operation)(*args, **kwargs))
-                self.fill(call.operation)
+                outputs = tree.flatten(self.operation(old)(*args, **kwargs))
+                self.fill(old)
             tensors.update(zip(map(id, call.outputs), outputs, strict=True))
 
-    def stand_in(self, old: Any, functional: Any) -> Any:
+    def stand_in(self, old: Any, functional: Any, dtype: str) -> Any:
         """An Identity of the name of `old`, after which an output of the model is called."""
         stays = any(
             call.operation is old and Site(id(functional), position) not in self.changes.removed
             for position, call in enumerate(calls(functional))
         )
         if stays:  # its name is taken
-            return keras.layers.Identity(dtype=old.dtype_policy.name)
+            return keras.layers.Identity(dtype=dtype)
         if id(old) not in self.made:
-            self.made[id(old)] = keras.layers.Identity(name=old.name, dtype=old.dtype_policy.name)
+            self.made[id(old)] = keras.layers.Identity(name=old.name, dtype=dtype)
             self.filled.add(id(old))
         return self.made[id(old)]
 
@@ -135,10 +147,15 @@ class _Rebuilder:
     def operation(self, old: Any) -> Any:
         """The new operation that stands for `old`, made on first use."""
         if id(old) not in self.made:
-            self.made[id(old)] = (
-                self.model(old) if functional_graph(old) is not None else self.clone(old)
-            )
+            self.made[id(old)] = self.make(old)
         return self.made[id(old)]
+
+    def make(self, old: Any) -> Any:
+        if id(old) in self.changes.replaced:
+            new = self.changes.replaced[id(old)]()
+            new.name = old.name
+            return new
+        return self.model(old) if functional_graph(old) is not None else self.clone(old)
 
     def clone(self, old: Any) -> Any:
         parts = old._flatten_layers() if isinstance(old, keras.Layer) else [old]
@@ -162,19 +179,30 @@ class _Rebuilder:
         if id(old) in self.filled or id(old) not in self.made:  # removed at every call
             return
         self.filled.add(id(old))
-        if not isinstance(old, keras.Layer) or functional_graph(old) is not None:
+        new, replaced = self.made[id(old)], id(old) in self.changes.replaced
+        if not isinstance(new, keras.Layer) or (not replaced and functional_graph(old) is not None):
             return
-        new = self.made[id(old)]
-        if id(old) not in self.changes.weights:
+        if id(old) not in self.changes.weights and not replaced:
             copy_weights(old, new)
             return
-        changed = self.changes.weights[id(old)]()
-        for name, value in changed.items():
-            getattr(new, name).assign(value)
-        twins = {weight.name: weight for weight in new.weights}
-        for weight in old.weights:
-            if weight.name not in changed:
-                twins[weight.name].assign(weight)
+        values = self.changes.weights[id(old)]() if id(old) in self.changes.weights else {}
+        changed = set()
+        for path, value in values.items():
+            variable = attrgetter(path)(new)
+            variable.assign(value)
+            changed.add(id(variable))
+        if not replaced:
+            _copy_others(old, new, changed)
+        _derive_constants(new)
+
+
+def _first_tensors(call: Any, tensors: Mapping[int, Any]) -> Any:
+    """The first argument of Keras's node that holds tensors, in terms of the new ones."""
+    first, others = arguments(call)
+    for value in (first, *others.values()):
+        if any(isinstance(leaf, keras.KerasTensor) for leaf in tree.flatten(value)):
+            return tree.map_structure(lambda leaf: tensors.get(id(leaf), leaf), value)
+    raise ValueError(f"'{call.operation.name}' is called without tensors")
 
 
 def copy_weights(old: Any, new: Any) -> None:
@@ -187,7 +215,57 @@ def copy_weights(old: Any, new: Any) -> None:
         )
     for source, target in zip(old.weights, new.weights, strict=True):
         target.assign(source)
-    for layer in new._flatten_layers():
+    _derive_constants(new)
+
+
+def _copy_others(old: Any, new: Any, changed: set[int]) -> None:
+    """Copy the weights of `old` into `new`, its twin with some more weights; not into `changed`.
+
+    Raises:
+        UnsupportedModelError: a weight of `new` that is not in `changed` has none in `old`.
+    """
+    sources = dict(_weights_by_place(old))
+    for place, target in _weights_by_place(new):
+        if id(target) in changed:
+            continue
+        if place not in sources:
+            raise UnsupportedModelError(
+                f"layer '{old.name}' ({type(old).__name__}), made anew from its configuration, has "
+                f"a weight '{target.path}' of shape {tuple(target.shape)} that it did not have: "
+                "its get_config leaves something out, or the weight's value was not given"
+            )
+        target.assign(sources[place])
+
+
+def _weights_by_place(layer: Any) -> Iterator[tuple[Any, Any]]:
+    """Every weight of `layer` and of the layers inside it, with where it is kept.
+
+    Names and positions do not do: those inside a layer may all be called "kernel", and a bias
+    that is gained moves what follows. The attribute of a layer that holds a weight stays.
+    """
+    for number, part in enumerate(layer._flatten_layers()):
+        inner = {id(w) for each in part._flatten_layers(include_self=False) for w in each.weights}
+        attributes = {
+            id(member): (name, position)
+            for name, value in vars(part).items()
+            if name not in ("_trainable_variables", "_non_trainable_variables")  # hold all
+            for position, member in enumerate(_members(value))
+            if isinstance(member, keras.Variable)
+        }
+        unnamed = itertools.count()
+        for weight in part.weights:
+            if id(weight) not in inner:
+                yield (number, attributes.get(id(weight)) or next(unnamed)), weight
+
+
+def _members(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _derive_constants(layer: Any) -> None:
+    for part in layer._flatten_layers():
         # Normalization, lookups and the like derive constants from their weights.
-        if hasattr(layer, "finalize_state"):
-            layer.finalize_state()
+        if hasattr(part, "finalize_state"):
+            part.finalize_state()
