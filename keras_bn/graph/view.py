@@ -43,6 +43,7 @@ class Node:
         inputs: The tensors of its first argument.
         others: The tensors of every other argument that has any, such as a mask or an
             attention's keys, by the argument's name.
+        constants: The arguments that hold no tensor, by name: the 2 of `2 * x`.
         outputs: The tensors it returns.
         training: The `training` argument it runs with: that of the outermost model around it
             that was called with one, else its own, as Keras has it; None where nobody passed any.
@@ -53,6 +54,7 @@ class Node:
     path: str
     inputs: tuple[Tensor, ...]
     others: Mapping[str, tuple[Tensor, ...]]
+    constants: Mapping[str, Any]
     outputs: tuple[Tensor, ...]
     training: bool | None
 
@@ -203,6 +205,9 @@ class _Reader:
                 for name, value in rest.items()
                 if _symbolic(value)
             }
+            constants = {name: value for name, value in rest.items() if name not in others}
+            if not data:
+                constants = {first_argument(operation): first, **constants}
             runs_in = _training_argument(call) if training is None else training
             inner = functional_graph(operation)
             if inner is not None and self._fits(inner, first, rest, data):
@@ -212,7 +217,9 @@ class _Reader:
                     self.closed |= _everything_in(inner)
                 outputs = tuple(self.number(tensor) for tensor in call.outputs)
                 site = Site(id(functional), position)
-                self.nodes.append(Node(site, operation, path, data, others, outputs, runs_in))
+                self.nodes.append(
+                    Node(site, operation, path, data, others, constants, outputs, runs_in)
+                )
             numbers.update(zip(map(id, call.outputs), outputs, strict=True))
         return tuple(numbers[id(tensor)] for tensor in functional.outputs)
 
@@ -257,8 +264,12 @@ def arguments(call: Any) -> tuple[Any, dict[str, Any]]:
             flat |= value
         else:
             flat[name] = value
-    first = next(iter(signature.parameters))
-    return flat.pop(first, None), flat
+    return flat.pop(first_argument(call.operation), None), flat
+
+
+def first_argument(operation: Any) -> str:
+    """The name of the argument that `operation` takes its data in."""
+    return next(iter(inspect.signature(operation.call).parameters))
 
 
 def _symbolic(arguments: Any) -> list[Any]:
