@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Array = np.ndarray
 Shape = Sequence[int | None]
 
 
@@ -31,8 +32,8 @@ class Affine:
     is (1, 1, C); seen through Flatten, it is (H·W·C,).
     """
 
-    scale: np.ndarray
-    shift: np.ndarray
+    scale: Array
+    shift: Array
 
     def __post_init__(self) -> None:
         shape = np.broadcast_shapes(self.scale.shape, self.shift.shape)
@@ -40,16 +41,47 @@ class Affine:
             value = np.broadcast_to(np.asarray(getattr(self, name), np.float64), shape)
             object.__setattr__(self, name, value)
 
+    @staticmethod
+    def identity(rank: int) -> Affine:
+        """The affine that changes nothing, on tensors with `rank` axes behind the batch axis."""
+        return Affine(np.ones((1,) * rank), np.zeros((1,) * rank))
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.scale.shape
 
-    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Affine:
+    @property
+    def scales(self) -> bool:
+        return bool(np.any(self.scale != 1))
+
+    @property
+    def shifts(self) -> bool:
+        return bool(np.any(self.shift != 0))
+
+    @property
+    def is_identity(self) -> bool:
+        return not (self.scales or self.shifts)
+
+    def map(self, change: Callable[[Array], Array]) -> Affine:
         """The affine whose arrays are `change` of this one's."""
         return Affine(change(self.scale), change(self.shift))
 
     def equals(self, other: Affine) -> bool:
         return np.array_equal(self.scale, other.scale) and np.array_equal(self.shift, other.shift)
+
+    def after(self, first: Affine) -> Affine:
+        """x ↦ self(first(x))."""
+        return Affine(self.scale * first.scale, self.scale * first.shift + self.shift)
+
+    def inverse(self) -> Affine:
+        """The affine that undoes this one.
+
+        Raises:
+            Refused: a scale is zero, or so small that its inverse is not a float32.
+        """
+        if np.any(np.abs(self.scale) < np.finfo(np.float32).tiny):
+            raise Refused("a scale is zero, which nothing can undo")
+        return Affine(1 / self.scale, -self.shift / self.scale)
 
     def full(self, shape: Shape) -> Affine:
         """The same affine, spelled out over every element of `shape`."""
@@ -74,7 +106,7 @@ class Affine:
     def constant_along(self, axes: Sequence[int]) -> bool:
         return all(self.shape[axis] == 1 for axis in axes)
 
-    def channels(self, axis: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def channels(self, axis: int, size: int) -> tuple[Array, Array]:
         """Scale and shift as vectors over `axis`, which has `size` channels.
 
         Raises:

@@ -1,14 +1,18 @@
-"""Where affines come from: the layers that are nothing but a scale and a shift."""
+"""Where affines come from: operations that are nothing but a scale and a shift in inference."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
+from keras import layers
+from keras.src.ops import numpy as operators
 
 from keras_bn.errors import UnsupportedModelError
-from keras_bn.fold.affine import Affine, Refused
+from keras_bn.fold.affine import Affine, Array, Refused
+from keras_bn.graph.view import Node
 from keras_bn.layers import BatchNormalization
 
 _CALLS = (keras.layers.BatchNormalization.call, BatchNormalization.call)
@@ -19,22 +23,56 @@ def is_batch_norm(layer: Any) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) and type(layer).call in _CALLS
 
 
+def is_normalization(layer: Any) -> bool:
+    """Whether the account of a fold has a record of `layer` even where it stays."""
+    return is_batch_norm(layer) or type(layer) is layers.Normalization
+
+
+def is_affine(operation: Any) -> bool:
+    """Whether the call of `operation` may be a scale and a shift, and so may go."""
+    return is_batch_norm(operation) or type(operation) in _READERS
+
+
+def affine_of(node: Node, rank: int) -> Affine | None:
+    """What the operation called at `node` does to tensors with `rank` axes behind the batch axis.
+
+    None where it does something else, as an addition of two tensors does.
+
+    Raises:
+        Refused: it scales or shifts along the batch axis.
+        UnsupportedModelError: its statistics are not finite, or a variance is negative.
+    """
+    if is_batch_norm(node.operation):
+        return _batch_norm(node.operation, rank)
+    return _READERS[type(node.operation)](node, rank)
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
 def batch_norm_affine(
-    gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray, epsilon: float
-) -> tuple[np.ndarray, np.ndarray]:
+    gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
+) -> tuple[Array, Array]:
     """BN(x) = γ·(x − μ)/√(σ² + ε) + β as (scale, shift), float64 arrays in and out."""
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - mean * scale
 
 
-def read_batch_norm(layer: Any) -> dict[str, np.ndarray]:
+def gamma_beta(
+    scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
+) -> tuple[Array, Array]:
+    """The γ and β with which BN(x) = scale·x + shift; the reverse of `batch_norm_affine`."""
+    return scale * np.sqrt(variance + epsilon), shift + mean * scale
+
+
+def read_batch_norm(layer: Any) -> dict[str, Array]:
     """γ, β and the moving statistics in float64; ones and zeros for a missing γ or β.
 
     Raises:
         UnsupportedModelError: a value is not finite, or a variance is negative.
     """
     weights = {
-        name: np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+        name: _array(variable)
         for name in ("gamma", "beta", "moving_mean", "moving_variance")
         if (variable := getattr(layer, name)) is not None
     }
@@ -59,14 +97,22 @@ def read_batch_norm(layer: Any) -> dict[str, np.ndarray]:
     }
 
 
-def affine_of(layer: Any, weights: dict[str, np.ndarray], rank: int) -> Affine:
-    """The affine that the batch normalization `layer` applies in inference to rank-`rank` tensors.
-
-    `weights` is what `read_batch_norm` gives, or what absorbing made of it.
+def spread(layer: Any, vector: Array, rank: int) -> Array:
+    """An array over the axes that the batch normalization `layer` normalises, over all `rank` axes.
 
     Raises:
         Refused: it normalises over the batch axis, whose elements have statistics of their own.
     """
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    axes = sorted(axis % (rank + 1) for axis in axes)
+    if 0 in axes:
+        raise Refused("its channel axis is the batch axis")
+    lengths = iter(vector.shape if vector.ndim == len(axes) else [vector.size])
+    return vector.reshape([next(lengths) if axis in axes else 1 for axis in range(1, rank + 1)])
+
+
+def _batch_norm(layer: Any, rank: int) -> Affine:
+    weights = read_batch_norm(layer)
     scale, shift = batch_norm_affine(
         weights["gamma"],
         weights["beta"],
@@ -74,10 +120,103 @@ def affine_of(layer: Any, weights: dict[str, np.ndarray], rank: int) -> Affine:
         weights["moving_variance"],
         layer.epsilon,
     )
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    axes = sorted(axis % rank for axis in axes)
-    if 0 in axes:
-        raise Refused("its channel axis is the batch axis")
-    lengths = iter(scale.shape if scale.ndim == len(axes) else [scale.size])
-    shape = [next(lengths) if axis in axes else 1 for axis in range(1, rank)]
-    return Affine(scale.reshape(shape), shift.reshape(shape))
+    return Affine(spread(layer, scale, rank), spread(layer, shift, rank))
+
+
+def _rescaling(node: Node, rank: int) -> Affine:
+    """scale·x + offset; arrays of them stand on the last axes, or on the channels in front."""
+    layer = node.operation
+    scale, offset = _array(layer.scale), _array(layer.offset)
+    if scale.ndim and keras.config.image_data_format() == "channels_first":
+        scale = scale.reshape(scale.shape + (1,) * (3 - scale.ndim))
+    return _broadcast(scale, offset, rank)
+
+
+def _normalization(node: Node, rank: int) -> Affine:
+    """(x − mean)/√variance, or the reverse of it."""
+    layer = node.operation
+    mean, variance = _array(layer.mean), _array(layer.variance)
+    deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    affine = _broadcast(deviation, mean, rank)
+    if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(deviation))):
+        raise UnsupportedModelError(
+            f"mean or variance of '{layer.name}' is not finite; adapt it on finite data"
+        )
+    return affine if layer.invert else affine.inverse()
+
+
+# --- Python operators and keras.ops with a constant ----------------------------------------------
+
+
+def _add(node: Node, rank: int) -> Affine | None:
+    constant = _constant(node)
+    return None if constant is None else _broadcast(1.0, constant, rank)
+
+
+def _subtract(node: Node, rank: int) -> Affine | None:
+    constant = _constant(node)
+    if constant is None:
+        return None
+    if "x1" in node.constants:  # constant − x
+        return _broadcast(-1.0, constant, rank)
+    return _broadcast(1.0, -constant, rank)
+
+
+def _multiply(node: Node, rank: int) -> Affine | None:
+    constant = _constant(node)
+    return None if constant is None else _broadcast(constant, 0.0, rank)
+
+
+def _divide(node: Node, rank: int) -> Affine | None:
+    constant = _constant(node)
+    if constant is None or "x1" in node.constants or np.any(constant == 0):
+        return None
+    return _broadcast(1 / constant, 0.0, rank)
+
+
+def _negative(node: Node, rank: int) -> Affine:
+    return _broadcast(-1.0, 0.0, rank)
+
+
+def _constant(node: Node) -> Array | None:
+    """The constant that an operator combines its one tensor with; None where there is none."""
+    values = [value for name, value in node.constants.items() if name in ("x1", "x2")]
+    if len(values) != 1 or keras.utils.is_keras_tensor(values[0]):
+        return None
+    if isinstance(values[0], keras.Variable):  # somebody may still assign to it
+        return None
+    constant = _array(values[0])
+    return constant if np.all(np.isfinite(constant)) else None
+
+
+def _broadcast(scale: Array | float, shift: Array | float, rank: int) -> Affine:
+    """The affine whose arrays stand on the last axes of tensors with `rank` axes behind the batch.
+
+    Raises:
+        Refused: an array reaches the batch axis.
+    """
+
+    def place(array: Array) -> Array:
+        if array.ndim == rank + 1 and array.shape[0] == 1:
+            array = array[0]
+        if array.ndim > rank:
+            raise Refused("its scale or shift varies along the batch axis")
+        return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+    return Affine(place(np.asarray(scale)), place(np.asarray(shift)))
+
+
+def _array(value: Any) -> Array:
+    return np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+
+
+_READERS: Mapping[type, Callable[[Node, int], Affine | None]] = {
+    layers.Rescaling: _rescaling,
+    layers.Normalization: _normalization,
+    operators.Add: _add,
+    operators.Subtract: _subtract,
+    operators.Multiply: _multiply,
+    operators.Divide: _divide,
+    operators.TrueDivide: _divide,
+    operators.Negative: _negative,
+}

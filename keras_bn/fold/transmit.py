@@ -1,21 +1,25 @@
 """What affines pass through: operations that leave channels alone, under a condition.
 
-Each rule maps an affine on an operation's output to affines on its inputs (`backward`) or the
-one on an input to the output's (`forward`), so that op(affine(x)) = affine'(op(x)) for every x.
+Each rule says which affines on an operation's inputs go with which affine on its output:
+op(affine₁(x₁), affine₂(x₂), …) = affine(op(x₁, x₂, …)) for all inputs. Where several assignments
+hold, as in front of an addition, whose inputs may share a shift in any way, a rule gives them in
+the order in which they are to be tried.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 from keras import layers
+from keras.src.ops import nn as activations
+from keras.src.ops import numpy as operators
 
+from keras_bn.fold.activation import through_activation, through_homogeneous
 from keras_bn.fold.affine import Affine, Refused, Shape, known
 from keras_bn.graph.view import Node
 
@@ -28,40 +32,66 @@ class Shapes:
     output: Shape
 
 
+class Assignment(NamedTuple):
+    """Affines on the inputs and on the output of a call that go with each other."""
+
+    inputs: Sequence[Affine]
+    output: Affine
+
+
 @dataclass(frozen=True)
 class Transmit:
     """One family of operations that an affine passes.
 
     Attributes:
-        layers: The exact classes.
-        backward: (layer, affine on the output, shapes) → an affine for every input.
-        forward: (layer, affine on an input, shapes, which input) → the affine on the output.
+        operations: The exact classes.
+        backward: (operation, affine on the output, shapes) → assignments.
+        forward: (operation, affine on an input, shapes, which input) → assignments.
     """
 
-    layers: tuple[type, ...]
-    backward: Callable[[Any, Affine, Shapes], Sequence[Affine]]
-    forward: Callable[[Any, Affine, Shapes, int], Affine]
+    operations: tuple[type, ...]
+    backward: Callable[[Any, Affine, Shapes], Iterator[Assignment]]
+    forward: Callable[[Any, Affine, Shapes, int], Iterator[Assignment]]
 
 
-def rule_for(layer: Any) -> Transmit | None:
-    """The rule that covers `layer`, or None: unknown operations stop every affine."""
-    return next((rule for rule in RULES if type(layer) in rule.layers), None)
+def rule_for(operation: Any) -> Transmit | None:
+    """The rule that covers `operation`, or None: unknown operations stop every affine."""
+    return next((rule for rule in RULES if type(operation) in rule.operations), None)
 
 
-def check_node(node: Node) -> None:
-    """Refuse a call that does more than its layer's inference on its first argument."""
+def tensors_of(node: Node) -> tuple[int, ...]:
+    """The inputs of the call at `node` that the affines of an assignment stand for.
+
+    Raises:
+        Refused: the call does more than its operation's inference on them.
+    """
     if node.training:
         raise Refused(f"'{node.path}' is called with training=True")
+    if isinstance(node.operation, _OF_TWO):
+        if node.constants:
+            raise Refused(f"'{node.path}' combines it with a constant")
+        return (*node.inputs, *node.side_inputs)
     if node.side_inputs:
         raise Refused(f"'{node.path}' is called with further tensors")
+    return node.inputs
 
 
-def _both(change: Callable[..., Affine]) -> Any:
-    """A rule whose two directions demand and do the same on the single input."""
-    return (
-        lambda layer, affine, shapes: (change(layer, affine, shapes),),
-        lambda layer, affine, shapes, position: change(layer, affine, shapes),
-    )
+def _single(
+    backward: Callable[[Any, Affine, Shapes], Affine],
+    forward: Callable[[Any, Affine, Shapes], Affine] | None = None,
+) -> Any:
+    """Both directions of a rule for one input; without `forward` they demand and do the same."""
+    forward = forward or backward
+
+    def assign_backward(operation: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
+        yield Assignment((backward(operation, affine, shapes),), affine)
+
+    def assign_forward(
+        operation: Any, affine: Affine, shapes: Shapes, position: int
+    ) -> Iterator[Assignment]:
+        yield Assignment((affine,), forward(operation, affine, shapes))
+
+    return assign_backward, assign_forward
 
 
 def _spatial_axes(layer: Any, rank: int) -> list[int]:
@@ -83,11 +113,17 @@ def _unchanged(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     return affine
 
 
-def _linear_activation(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
-    if layer.activation is not keras.activations.linear:
-        name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-        raise Refused(f"the activation {name} ('{layer.name}') stands in between")
-    return affine
+# Activations that are linear on each side of zero.
+
+
+def _activation(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    return through_activation(layer.activation, affine, f"('{layer.name}')")
+
+
+def _rectified(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    if getattr(layer, "max_value", None) is not None or getattr(layer, "threshold", 0) != 0:
+        raise Refused(f"'{layer.name}' bends elsewhere than at zero")
+    return through_homogeneous(affine, f"'{layer.name}' ({type(layer).__name__})")
 
 
 # Elements keep their values and change their places.
@@ -104,11 +140,11 @@ def _reshaped(affine: Affine, before: Shape, after: Shape) -> Affine:
     return affine.full(before).map(lambda array: array.reshape(lengths)).compact()
 
 
-def _reshape_backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequence[Affine]:
-    return (_reshaped(affine, shapes.output, shapes.inputs[0]),)
+def _reshape_backward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    return _reshaped(affine, shapes.output, shapes.inputs[0])
 
 
-def _reshape_forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Affine:
+def _reshape_forward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     return _reshaped(affine, shapes.inputs[0], shapes.output)
 
 
@@ -119,27 +155,38 @@ def _channels_last(layer: Any, affine: Affine, shape: Shape) -> tuple[Affine, Sh
     return affine, shape
 
 
-def _flatten_backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequence[Affine]:
+def _flatten_backward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     shape = shapes.inputs[0]
     if layer.data_format == "channels_first" and len(shape) > 1:
         flat = _reshaped(affine, shapes.output, (*shape[1:], shape[0]))
-        return (flat.map(lambda array: np.moveaxis(array, -1, 0)),)
-    return (_reshaped(affine, shapes.output, shape),)
+        return flat.map(lambda array: np.moveaxis(array, -1, 0))
+    return _reshaped(affine, shapes.output, shape)
 
 
-def _flatten_forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Affine:
+def _flatten_forward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     affine, shape = _channels_last(layer, affine, shapes.inputs[0])
     return _reshaped(affine, shape, shapes.output)
 
 
-def _permute_backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequence[Affine]:
-    order = np.argsort(layer.dims)
-    return (affine.map(lambda array: array.transpose(order)),)
-
-
-def _permute_forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Affine:
-    order = [axis - 1 for axis in layer.dims]
+def _permute_backward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    order = np.argsort(_order(layer, len(affine.shape)))
     return affine.map(lambda array: array.transpose(order))
+
+
+def _permute_forward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    order = _order(layer, len(affine.shape))
+    return affine.map(lambda array: array.transpose(order))
+
+
+def _order(operation: Any, rank: int) -> list[int]:
+    """Which axis behind the batch axis each of the output's axes comes from."""
+    if isinstance(operation, layers.Permute):
+        return [axis - 1 for axis in operation.dims]
+    axes = operation.axes or range(rank, -1, -1)
+    axes = [axis % (rank + 1) for axis in axes]
+    if axes[0] != 0:
+        raise Refused(f"'{operation.name}' moves the batch axis")
+    return [axis - 1 for axis in axes[1:]]
 
 
 # Windows: averages and maxima of elements that share one scale and one shift.
@@ -158,9 +205,9 @@ def _upsampled(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
 
 
 def _maximum(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
-    # Padding is −∞, which a positive scale and any shift leave where it is.
-    if np.any(affine.scale <= 0):
-        raise Refused(f"a scale is not positive, and '{layer.name}' takes maxima")
+    # Padding is −∞, which a positive scale and any shift leave where it is, and which never shows.
+    if np.any(affine.scale < 0):
+        raise Refused(f"a scale is negative, and '{layer.name}' takes maxima")
     return _spatially_constant(layer, affine, shapes)
 
 
@@ -170,26 +217,25 @@ def _zero_padded(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     return _spatially_constant(layer, affine, shapes)
 
 
-def _global_backward(change: Callable[..., Affine]) -> Callable[..., Sequence[Affine]]:
-    def backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequence[Affine]:
-        rank = len(shapes.inputs[0])
-        axes = _spatial_axes(layer, rank)
+def _global(
+    change: Callable[[Any, Affine, Shapes], Affine],
+) -> tuple[Callable[..., Affine], Callable[..., Affine]]:
+    """Both directions through a reduction over all spatial axes."""
+
+    def backward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
         if not layer.keepdims:
+            axes = _spatial_axes(layer, len(shapes.inputs[0]))
             affine = affine.map(lambda array: np.expand_dims(array, axes))
-        return (change(layer, affine, shapes),)
+        return change(layer, affine, shapes)
 
-    return backward
-
-
-def _global_forward(change: Callable[..., Affine]) -> Callable[..., Affine]:
-    def forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Affine:
+    def forward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
         affine = change(layer, affine, shapes)
         if layer.keepdims:
             return affine
         axes = tuple(_spatial_axes(layer, len(shapes.inputs[0])))
         return affine.map(lambda array: np.squeeze(array, axes))
 
-    return forward
+    return backward, forward
 
 
 # Concatenate: each source takes its own stretch of the channels.
@@ -207,24 +253,137 @@ def _offsets(shapes: Shapes, axis: int) -> list[int]:
     return [0, *itertools.accumulate(lengths)]
 
 
-def _concatenate_backward(layer: Any, affine: Affine, shapes: Shapes) -> Sequence[Affine]:
+def _concatenate_backward(layer: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
     axis = _concatenation_axis(layer, len(affine.shape))
     if affine.shape[axis] == 1:
-        return (affine,) * len(shapes.inputs)
+        yield Assignment((affine,) * len(shapes.inputs), affine)
+        return
     offsets = _offsets(shapes, axis)
-    return [affine.part(axis, start, stop).compact() for start, stop in itertools.pairwise(offsets)]
+    parts = [affine.part(axis, start, stop) for start, stop in itertools.pairwise(offsets)]
+    yield Assignment([part.compact() for part in parts], affine)
 
 
-def _concatenate_forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Affine:
-    axis = _concatenation_axis(layer, len(affine.shape))
+def _concatenate_forward(
+    layer: Any, affine: Affine, shapes: Shapes, position: int
+) -> Iterator[Assignment]:
+    rank = len(affine.shape)
+    axis = _concatenation_axis(layer, rank)
+    inputs = [Affine.identity(rank)] * len(shapes.inputs)
+    inputs[position] = affine
     offsets = _offsets(shapes, axis)
     shape = list(affine.shape)
     shape[axis] = offsets[-1]
     own = (slice(None),) * axis + (slice(offsets[position], offsets[position + 1]),)
     scale, shift = np.ones(shape), np.zeros(shape)
     scale[own], shift[own] = affine.scale, affine.shift
-    return Affine(scale, shift)
+    yield Assignment(inputs, Affine(scale, shift))
 
+
+# Sums: all inputs have the same scale, and the shifts add up.
+
+
+def _weights(operation: Any, count: int) -> list[float]:
+    """What each input of a sum is multiplied by."""
+    if isinstance(operation, (layers.Subtract, operators.Subtract)):
+        return [1.0, -1.0]
+    if isinstance(operation, layers.Average):
+        return [1 / count] * count
+    return [1.0] * count
+
+
+def _elementwise(operation: Any, affine: Affine, shapes: Shapes) -> None:
+    """Refuse an affine that varies where an input is stretched to the others' shape."""
+    ranks = {len(shape) for shape in shapes.inputs}
+    if ranks != {len(affine.shape)}:
+        raise Refused(f"'{operation.name}' combines tensors of different ranks")
+    for axis, length in enumerate(affine.shape):
+        if length != 1 and any(shape[axis] == 1 for shape in shapes.inputs):
+            raise Refused(f"'{operation.name}' stretches an input along an axis that it varies on")
+
+
+def _sum_backward(operation: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
+    """One of the inputs takes the shift."""
+    _elementwise(operation, affine, shapes)
+    weights = _weights(operation, len(shapes.inputs))
+    bare = Affine(affine.scale, np.zeros_like(affine.shift))
+    if not affine.shifts:
+        yield Assignment([bare] * len(weights), affine)
+        return
+    for position, weight in enumerate(weights):
+        inputs = [bare] * len(weights)
+        inputs[position] = Affine(affine.scale, affine.shift / weight)
+        yield Assignment(inputs, affine)
+
+
+def _sum_forward(
+    operation: Any, affine: Affine, shapes: Shapes, position: int
+) -> Iterator[Assignment]:
+    """Another input takes the opposite shift, so that the output has none; or the output has it."""
+    _elementwise(operation, affine, shapes)
+    weights = _weights(operation, len(shapes.inputs))
+    bare = Affine(affine.scale, np.zeros_like(affine.shift))
+    inputs = [bare] * len(weights)
+    inputs[position] = affine
+    carried = weights[position] * affine.shift
+    if affine.shifts:
+        for other, weight in enumerate(weights):
+            if other != position:
+                balanced = list(inputs)
+                balanced[other] = Affine(affine.scale, -carried / weight)
+                yield Assignment(balanced, bare)
+    yield Assignment(inputs, Affine(affine.scale, carried))
+
+
+# Products of two tensors: a scale on one of them is a scale on the product.
+
+
+def _product_backward(operation: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
+    _no_shift_in_product(operation, affine, shapes)
+    one = Affine.identity(len(affine.shape))
+    for position in range(len(shapes.inputs)):
+        inputs = [one] * len(shapes.inputs)
+        inputs[position] = affine
+        yield Assignment(inputs, affine)
+
+
+def _product_forward(
+    operation: Any, affine: Affine, shapes: Shapes, position: int
+) -> Iterator[Assignment]:
+    _no_shift_in_product(operation, affine, shapes)
+    inputs = [Affine.identity(len(affine.shape))] * len(shapes.inputs)
+    inputs[position] = affine
+    yield Assignment(inputs, affine)
+
+
+def _no_shift_in_product(operation: Any, affine: Affine, shapes: Shapes) -> None:
+    _elementwise(operation, affine, shapes)
+    if affine.shifts:
+        raise Refused(f"'{operation.name}' multiplies it by another tensor, so no shift passes")
+
+
+# Extremes of several tensors: all of them are scaled and shifted alike.
+
+
+def _extreme_backward(operation: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
+    _elementwise(operation, affine, shapes)
+    if np.any(affine.scale < 0):
+        raise Refused(f"a scale is negative, and '{operation.name}' compares tensors")
+    yield Assignment([affine] * len(shapes.inputs), affine)
+
+
+def _extreme_forward(
+    operation: Any, affine: Affine, shapes: Shapes, position: int
+) -> Iterator[Assignment]:
+    yield from _extreme_backward(operation, affine, shapes)
+
+
+_OF_TWO = (
+    operators.Add,
+    operators.Subtract,
+    operators.Multiply,
+    operators.Maximum,
+    operators.Minimum,
+)
 
 RULES = (
     Transmit(
@@ -239,14 +398,26 @@ RULES = (
             layers.ActivityRegularization,
             layers.Identity,
         ),
-        *_both(_unchanged),
+        *_single(_unchanged),
     ),
-    Transmit((layers.Activation,), *_both(_linear_activation)),
-    Transmit((layers.Reshape,), _reshape_backward, _reshape_forward),
-    Transmit((layers.Flatten,), _flatten_backward, _flatten_forward),
-    Transmit((layers.Permute,), _permute_backward, _permute_forward),
+    Transmit((layers.Activation,), *_single(_activation)),
     Transmit(
-        (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D), *_both(_zero_padded)
+        (layers.ReLU, layers.LeakyReLU, layers.PReLU, activations.Relu, activations.LeakyRelu),
+        *_single(_rectified),
+    ),
+    Transmit(
+        (
+            layers.Reshape,
+            operators.Reshape,
+            operators.Squeeze,
+            operators.ExpandDims,
+        ),
+        *_single(_reshape_backward, _reshape_forward),
+    ),
+    Transmit((layers.Flatten,), *_single(_flatten_backward, _flatten_forward)),
+    Transmit((layers.Permute, operators.Transpose), *_single(_permute_backward, _permute_forward)),
+    Transmit(
+        (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D), *_single(_zero_padded)
     ),
     Transmit(
         (
@@ -258,23 +429,34 @@ RULES = (
             layers.Cropping2D,
             layers.Cropping3D,
         ),
-        *_both(_spatially_constant),
+        *_single(_spatially_constant),
     ),
-    Transmit((layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D), *_both(_upsampled)),
-    Transmit((layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D), *_both(_maximum)),
+    Transmit((layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D), *_single(_upsampled)),
+    Transmit((layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D), *_single(_maximum)),
     Transmit(
         (
             layers.GlobalAveragePooling1D,
             layers.GlobalAveragePooling2D,
             layers.GlobalAveragePooling3D,
         ),
-        _global_backward(_spatially_constant),
-        _global_forward(_spatially_constant),
+        *_single(*_global(_spatially_constant)),
     ),
     Transmit(
         (layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
-        _global_backward(_maximum),
-        _global_forward(_maximum),
+        *_single(*_global(_maximum)),
     ),
-    Transmit((layers.Concatenate,), _concatenate_backward, _concatenate_forward),
+    Transmit(
+        (layers.Concatenate, operators.Concatenate), _concatenate_backward, _concatenate_forward
+    ),
+    Transmit(
+        (layers.Add, layers.Subtract, layers.Average, operators.Add, operators.Subtract),
+        _sum_backward,
+        _sum_forward,
+    ),
+    Transmit((layers.Multiply, operators.Multiply), _product_backward, _product_forward),
+    Transmit(
+        (layers.Maximum, layers.Minimum, operators.Maximum, operators.Minimum),
+        _extreme_backward,
+        _extreme_forward,
+    ),
 )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import keras
 from keras import tree
+from keras.src import backend
 from keras.src.models.functional import Functional
 
 from keras_bn.errors import UnsupportedModelError
@@ -74,6 +75,7 @@ class View:
         input_names: The names of the model's inputs.
         shapes: Shape of each tensor, batch axis first, None where it is not known.
         dtypes: Dtype of each tensor.
+        masked: The tensors that carry a mask.
         closed: Ids of the operations and models that are also reached by a call of a model that
             could not be opened up. Nothing may change in them, since not all calls are seen.
     """
@@ -84,6 +86,7 @@ class View:
     outputs: tuple[Tensor, ...]
     shapes: Mapping[Tensor, tuple[int | None, ...]]
     dtypes: Mapping[Tensor, str]
+    masked: frozenset[Tensor]
     closed: frozenset[int]
 
     @cached_property
@@ -147,6 +150,7 @@ def view(model: keras.Model) -> View:
         outputs,
         reader.shapes,
         reader.dtypes,
+        frozenset(reader.masked),
         frozenset(reader.closed),
     )
 
@@ -183,11 +187,14 @@ class _Reader:
         self.nodes: list[Node] = []
         self.shapes: dict[Tensor, tuple[int | None, ...]] = {}
         self.dtypes: dict[Tensor, str] = {}
+        self.masked: set[Tensor] = set()
         self.closed: set[int] = set()
 
     def number(self, tensor: Any) -> Tensor:
         new = len(self.shapes)
         self.shapes[new], self.dtypes[new] = tuple(tensor.shape), tensor.dtype
+        if backend.get_keras_mask(tensor) is not None:
+            self.masked.add(new)
         return new
 
     def read(
@@ -216,6 +223,11 @@ class _Reader:
                 if inner is not None:
                     self.closed |= _everything_in(inner)
                 outputs = tuple(self.number(tensor) for tensor in call.outputs)
+                # Inside a nested model only the call that is read here knows of its mask.
+                if getattr(operation, "supports_masking", False) and not self.masked.isdisjoint(
+                    data
+                ):
+                    self.masked.update(outputs)
                 site = Site(id(functional), position)
                 self.nodes.append(
                     Node(site, operation, path, data, others, constants, outputs, runs_in)

@@ -1,0 +1,21 @@
+"""Where affines end: layers that take one into their weights, before or after themselves.
+
+`algebra` holds the arithmetic, as pure functions of float64 arrays; the other modules say, one
+family of layers each, which layer uses which and under what condition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_bn.fold.absorb import convolutions
+from keras_bn.fold.absorb.rule import Absorb, Arrays, Change, Reading
+
+__all__ = ["RULES", "Absorb", "Arrays", "Change", "Reading", "rule_for"]
+
+RULES = convolutions.RULES
+
+
+def rule_for(layer: Any) -> Absorb | None:
+    """The rule that covers `layer`, or None."""
+    return next((rule for rule in RULES if type(layer) in rule.layers), None)
