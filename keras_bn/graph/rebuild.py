@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import keras
@@ -17,7 +16,7 @@ from keras_bn.errors import UnsupportedModelError
 from keras_bn.graph.view import Site, arguments, calls, functional_graph, structure
 
 Weights = Mapping[str, np.ndarray]
-"""Values of a layer's variables by attribute, such as "kernel" or "forward_layer.cell.kernel"."""
+"""Values of a layer's variables by attribute and place in lists, such as "cell.cells.0.kernel"."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class Changes:
     Attributes:
         removed: Calls that hand their first tensor on unchanged: x of 2 * x.
         weights: By operation, a function that gives its new values: by the dotted path of
-            attributes that leads from the layer to the variable. It is called once, when the
-            layer is built, so that one layer's values are in memory at a time. The layer's other
-            variables are copied.
+            attributes, and of places in lists, from the layer to the variable. It is called once,
+            when the layer is built, so that one layer's values are in memory at a time. The layer's
+            other variables are copied.
         config: Constructor arguments that differ, by layer. Variables that a layer gains by
             them have to be among its `weights`.
         replaced: By operation, a function that makes the layer which stands in for it at every
@@ -188,12 +187,19 @@ class _Rebuilder:
         values = self.changes.weights[id(old)]() if id(old) in self.changes.weights else {}
         changed = set()
         for path, value in values.items():
-            variable = attrgetter(path)(new)
+            variable = _at(path, new)
             variable.assign(value)
             changed.add(id(variable))
         if not replaced:
             _copy_others(old, new, changed)
         _derive_constants(new)
+
+
+def _at(path: str, layer: Any) -> Any:
+    """What the dotted path of attributes, and of numbers that count in lists, leads to."""
+    for name in path.split("."):
+        layer = layer[int(name)] if name.isdigit() else getattr(layer, name)
+    return layer
 
 
 def _first_tensors(call: Any, tensors: Mapping[int, Any]) -> Any:

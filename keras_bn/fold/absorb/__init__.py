@@ -8,12 +8,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_bn.fold.absorb import convolutions
+from keras_bn.fold.absorb import (
+    attention,
+    convolutions,
+    einsum,
+    embedding,
+    normalization,
+    recurrent,
+    wrappers,
+)
 from keras_bn.fold.absorb.rule import Absorb, Arrays, Change, Reading
 
 __all__ = ["RULES", "Absorb", "Arrays", "Change", "Reading", "rule_for"]
 
-RULES = convolutions.RULES
+RULES = (
+    *convolutions.RULES,
+    *einsum.RULES,
+    *attention.RULES,
+    *embedding.RULES,
+    *recurrent.RULES,
+    *normalization.RULES,
+    *wrappers.RULES,
+)
 
 
 def rule_for(layer: Any) -> Absorb | None:

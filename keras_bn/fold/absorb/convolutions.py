@@ -18,6 +18,7 @@ from keras_bn.fold.absorb.rule import (
     array,
     before_activation,
     only_argument,
+    over_channels,
     with_bias,
 )
 from keras_bn.fold.affine import Affine, Array, Refused, Shape
@@ -40,7 +41,7 @@ def _behind(outputs: Callable[[Any], int], algebra: Algebra) -> Callable[[Any, A
 
     def backward(layer: Any, affine: Affine) -> Change:
         affine = before_activation(layer, affine)
-        s, t = affine.channels(_channel_axis(layer), outputs(layer))
+        s, t = over_channels(layer, affine, _channel_axis(layer), outputs(layer))
         return lambda weights: algebra(layer, weights, s, t)
 
     return backward
@@ -55,7 +56,7 @@ def _in_front(
         only_argument(layer, reading)
         if affine.shifts:
             check_shift(layer, reading.shape)
-        s, t = affine.channels(_channel_axis(layer), inputs(layer))
+        s, t = over_channels(layer, affine, _channel_axis(layer), inputs(layer))
         return lambda weights: algebra(layer, weights, s, t)
 
     return forward
@@ -64,7 +65,7 @@ def _in_front(
 # --- what a shift demands -----------------------------------------------------------------------
 
 
-def _no_padding(layer: Any, shape: Shape) -> None:
+def no_padding(layer: Any, shape: Shape) -> None:
     if _pads(layer, shape):
         raise Refused(
             f"'{layer.name}' pads its input with zeros ({layer.padding}), which the shift would "
@@ -198,7 +199,7 @@ RULES = (
         _last,
         algebra.dense_backward,
         algebra.dense_forward,
-        _no_padding,
+        no_padding,
     ),
     _kernel_rule(
         (layers.DepthwiseConv1D, layers.DepthwiseConv2D),
@@ -206,7 +207,7 @@ RULES = (
         _depthwise_outputs,
         algebra.depthwise_backward,
         algebra.depthwise_forward,
-        _no_padding,
+        no_padding,
     ),
     _kernel_rule(
         (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
@@ -220,7 +221,7 @@ RULES = (
         (layers.SeparableConv1D, layers.SeparableConv2D),
         _read_separable,
         _behind(_separable_outputs, _separable_behind),
-        _in_front(_separable_inputs, _no_padding, _separable_in_front),
+        _in_front(_separable_inputs, no_padding, _separable_in_front),
         with_bias,
     ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from keras_bn.fold.activation import through_activation
 from keras_bn.fold.affine import Affine, Array, Refused, Shape
+from keras_bn.graph.view import first_argument
 
 Arrays = dict[str, Array]
 """Weights in float64 by the path of the attribute that holds them, such as "kernel"."""
@@ -26,10 +28,13 @@ class Reading:
     Attributes:
         arguments: Names of the call's arguments that the tensor arrives at.
         shape: The tensor's shape without its batch axis.
+        given: Names of all of the call's arguments that are not None. An attention whose `key` is
+            not among them takes its keys from `value`.
     """
 
     arguments: tuple[str, ...]
     shape: Shape
+    given: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Absorb:
 
     "Backward" means that the affine follows the layer and moves back into it, "forward" that it
     precedes the layer. Both look at the layer alone and raise `Refused`, naming it, where it
-    cannot take the affine; its weights are read when the returned change is carried out.
+    cannot take the affine, or is built around a layer that cannot; its weights are read when the
+    returned change is carried out.
 
     Attributes:
         layers: The exact classes; a subclass may compute something else.
@@ -48,6 +54,8 @@ class Absorb:
         forward: (layer, affine, reading) → the change of weights with which the layer gives from
             x what it gave from affine(x); None likewise.
         gains: layer → constructor arguments with which it has every array of `read`.
+        zeroed_by_mask: Whether the layer gives zeros where its call's mask is False, which no
+            shift in its weights reaches.
     """
 
     layers: tuple[type, ...]
@@ -55,11 +63,17 @@ class Absorb:
     backward: Callable[[Any, Affine], Change] | None
     forward: Callable[[Any, Affine, Reading], Change] | None
     gains: Callable[[Any], Mapping[str, Any]]
+    zeroed_by_mask: bool = False
 
 
 def with_bias(layer: Any) -> Mapping[str, Any]:
     """What a layer is constructed with so that it has a bias."""
     return {"use_bias": True}
+
+
+def nothing(layer: Any) -> Mapping[str, Any]:
+    """`gains` of a layer that always has every array it can use."""
+    return {}
 
 
 def array(variable: Any) -> Array:
@@ -72,7 +86,67 @@ def before_activation(layer: Any, affine: Affine) -> Affine:
     return through_activation(layer.activation, affine, f"inside '{layer.name}'")
 
 
+def over_channels(layer: Any, affine: Affine, axis: int, size: int) -> tuple[Array, Array]:
+    """Scale and shift as vectors over the `size` channels that `layer` has along `axis`."""
+    try:
+        return affine.channels(axis, size)
+    except Refused as refusal:
+        raise Refused(f"{refusal} of '{layer.name}'") from None
+
+
+# --- the call's arguments -----------------------------------------------------------------------
+
+
 def only_argument(layer: Any, reading: Reading) -> None:
     """Refuse a tensor that reaches the layer elsewhere than at its first argument alone."""
-    if len(reading.arguments) > 1:
-        raise Refused(f"'{layer.name}' reads it in more than one role")
+    if reading.arguments != (first_argument(layer),):
+        names = " and ".join(f"`{name}`" for name in reading.arguments)
+        raise Refused(f"'{layer.name}' reads it as {names}")
+
+
+# --- layers inside a layer ----------------------------------------------------------------------
+
+
+@contextmanager
+def refusing_inside(layer: Any) -> Iterator[None]:
+    """Have the refusals of layers inside `layer`, whose names nobody chose, name it too."""
+    try:
+        yield
+    except Refused as refusal:
+        raise Refused(f"inside '{layer.name}': {refusal}") from None
+
+
+def require_plain_weights(layer: Any) -> None:
+    """Refuse a layer that computes with something else than its weights, itself or inside it."""
+    for part in layer._flatten_layers():
+        if part.quantization_mode is not None:
+            raise Refused(f"'{part.name}' is quantized ({part.quantization_mode})")
+        if getattr(part, "lora_enabled", False):
+            raise Refused(f"'{part.name}' adds a LoRA product to its weights")
+
+
+def from_outside(path: str, weights: Arrays) -> Arrays:
+    """The weights of the layer at `path`, named by their paths from the layer around it."""
+    return {f"{path}.{name}": value for name, value in weights.items()}
+
+
+def from_inside(path: str, weights: Arrays) -> Arrays:
+    """The reverse: those of `weights` that lie in the layer at `path`, by their own paths."""
+    prefix = f"{path}."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+def rebuilt_around(layer: Any, argument: str, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The constructor arguments of `layer` with which the layer it takes as `argument` has others.
+
+    Args:
+        layer: A layer made of another one.
+        argument: The argument that takes that one.
+        changes: The inner layer's constructor arguments that differ.
+    """
+    inner = layer.get_config()[argument]
+    return {argument: {**inner, "config": {**inner["config"], **changes}}}

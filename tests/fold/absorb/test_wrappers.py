@@ -1,0 +1,134 @@
+"""TimeDistributed takes affines into the layer inside it."""
+
+import pytest
+from keras import layers
+
+import keras_bn
+from tests.fold.absorb.absorption import (
+    DTYPES,
+    assert_backward,
+    assert_forward,
+    assert_refused,
+    model_around,
+    positive,
+    random_affine,
+)
+
+SEVEN = (7, 6)
+IMAGES = (3, 5, 6, 4)
+
+# inside, shape of the input, shapes of the affines behind and in front
+CASES = {
+    "dense": (lambda **o: layers.Dense(5, **o), SEVEN, (1, 5), (1, 6)),
+    "dense-no-bias": (lambda **o: layers.Dense(5, use_bias=False, **o), SEVEN, (1, 5), (1, 6)),
+    "dense-unknown-length": (lambda **o: layers.Dense(5, **o), (None, 6), (1, 5), (1, 6)),
+    "convolution": (
+        lambda **o: layers.Conv2D(5, 2, strides=2, use_bias=False, **o),
+        IMAGES,
+        (1, 1, 1, 5),
+        (1, 1, 1, 4),
+    ),
+    "depthwise": (
+        lambda **o: layers.DepthwiseConv2D(2, depth_multiplier=2, **o),
+        IMAGES,
+        (1, 1, 1, 8),
+        (1, 1, 1, 4),
+    ),
+    "separable": (lambda **o: layers.SeparableConv1D(5, 2, **o), (3, 5, 6), (1, 1, 5), (1, 1, 6)),
+    "transposed": (
+        lambda **o: layers.Conv1DTranspose(5, 2, strides=2, **o),
+        (3, 5, 6),
+        (1, 1, 5),
+        None,
+    ),
+    "einsum": (
+        lambda **o: layers.EinsumDense("ab,bcd->acd", (2, 3), **o),
+        SEVEN,
+        (1, 2, 3),
+        (1, 6),
+    ),
+    "layer-normalization": (lambda **o: layers.LayerNormalization(**o), SEVEN, (1, 6), None),
+    "recurrent": (lambda **o: layers.GRU(4, use_bias=False, **o), (3, 5, 6), None, (1, 1, 6)),
+    "bidirectional": (
+        lambda **o: layers.Bidirectional(layers.LSTM(4, use_bias=False, **o), **o),
+        (3, 5, 6),
+        None,
+        (1, 1, 6),
+    ),
+    "itself": (
+        lambda **o: layers.TimeDistributed(layers.Dense(5, use_bias=False, **o), **o),
+        (3, 5, 6),
+        (1, 1, 5),
+        (1, 1, 6),
+    ),
+}
+EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@DTYPES
+@EACH
+def test_backward(case, dtype):
+    make, shape, behind, _ = case
+    layer = layers.TimeDistributed(make(dtype=dtype), dtype=dtype)
+    model = model_around(layer, [shape])
+    if behind is None:
+        assert_refused(layer, random_affine((1,) * len(shape)), "behind it")
+    else:
+        assert_backward(model, layer, random_affine(behind))
+
+
+@DTYPES
+@EACH
+def test_forward(case, dtype):
+    make, shape, _, in_front = case
+    layer = layers.TimeDistributed(make(dtype=dtype), dtype=dtype)
+    model = model_around(layer, [shape])
+    if in_front is None:
+        affine = random_affine((1,) * (len(shape) - 1) + shape[-1:])
+        assert_refused(layer, affine, "before it|different at each", ["inputs"], shape=shape)
+    else:
+        assert_forward(model, layer, random_affine(in_front), ["inputs"])
+
+
+def test_embedding():
+    layer = layers.TimeDistributed(layers.Embedding(7, 4, dtype="float64"), dtype="float64")
+    model = model_around(layer, [(3, 5)], input_dtype="int32")
+    inputs = [abs(x) % 7 for x in [model_inputs(model)]]
+    assert_backward(model, layer, random_affine((1, 1, 4)), inputs)
+
+
+def model_inputs(model):
+    from tests.fold.absorb.absorption import data
+
+    return (10 * data(model)[0]).astype("int32")
+
+
+def test_what_is_inside_still_decides():
+    layer = layers.TimeDistributed(layers.Dense(5, activation="relu", dtype="float64"))
+    model = model_around(layer, [SEVEN], input_dtype="float64")
+    assert_refused(layer, random_affine((1, 5)), "relu")
+    layer = layers.TimeDistributed(
+        layers.Dense(5, activation="relu", dtype="float64"), dtype="float64"
+    )
+    model = model_around(layer, [SEVEN])
+    assert_backward(model, layer, positive(random_affine((1, 5))))
+    layer = layers.TimeDistributed(layers.Conv1D(5, 3, padding="same"))
+    model_around(layer, [(3, 5, 6)])
+    assert_refused(layer, random_affine((1, 1, 6)), "pads", ["inputs"], shape=(3, 5, 6))
+
+
+def test_refusals():
+    layer = layers.TimeDistributed(layers.Dense(5))
+    model_around(layer, [SEVEN])
+    assert_refused(layer, random_affine((7, 5)), "from step to step")
+    assert_refused(layer, random_affine((7, 6)), "from step to step", ["inputs"])
+    assert_refused(layer, random_affine((1, 6)), "`mask`", ["inputs", "mask"])
+    layer.layer.enable_lora(2)
+    assert_refused(layer, random_affine((1, 5)), "LoRA")
+    assert_refused(layer, random_affine((1, 6)), "LoRA", ["inputs"])
+    layer = layers.TimeDistributed(layers.Softmax())
+    model_around(layer, [SEVEN])
+    assert_refused(layer, random_affine((1, 6)), "Softmax")
+    layer = layers.TimeDistributed(keras_bn.layers.LayerNormalization())
+    model_around(layer, [SEVEN])
+    assert_refused(layer, random_affine((1, 6)), "masked")
