@@ -9,6 +9,7 @@ import numpy as np
 from keras import tree
 
 from keras_bn.errors import UnsupportedModelError
+from keras_bn.graph.trace import opened
 from keras_bn.graph.view import View, functional_graph, structure, view
 
 # Unknown axes are tried at these lengths, shortest first: many image models shrink their input
@@ -19,11 +20,13 @@ _LENGTHS = (16, 32, 64, 128, 256)
 def random_inputs(model: keras.Model, samples: int = 2, *, seed: int = 0) -> Any:
     """Random inputs in the structure that `model` takes, batch axis first.
 
+    A subclassed model has to have been called once: the shapes are those that it remembers.
     Floating-point inputs are normal with mean 0 and deviation 1; integers, and floating-point
     inputs that an Embedding reads, are drawn below the smallest vocabulary; booleans are fair.
 
     Raises:
-        UnsupportedModelError: an input takes strings, or no length of an unknown axis fits.
+        UnsupportedModelError: an input takes strings, or no length of an unknown axis fits, or
+            the model is subclassed and `opened` cannot open it up.
 
     Example:
         >>> import keras
@@ -31,8 +34,9 @@ def random_inputs(model: keras.Model, samples: int = 2, *, seed: int = 0) -> Any
         (2, 3)
     """
     rng = np.random.default_rng(seed)
-    graph = view(model)
-    specs, _ = structure(functional_graph(model))
+    traced = opened(model).model
+    graph = view(traced)
+    specs, _ = structure(functional_graph(traced))
     vocabulary = _vocabulary(model)
     indices = _read_by_embeddings(graph)
     for length in _LENGTHS:
