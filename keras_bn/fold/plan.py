@@ -1,26 +1,35 @@
-"""Deciding where every normalization goes, without touching the model.
+"""Deciding where every affine goes, without touching the model.
 
-Each batch normalization is an affine. It is sent back through the graph until linear layers
-absorb it, or, where that is refused, forward. What absorbs it must absorb it at every call: a
-shared layer folds only if all its calls meet the same affine, and then all those normalizations
-go together.
+Each batch normalization is an affine, and so are a Rescaling, a Normalization and a constant that
+something is multiplied by or added to. Each is tried in the ways of `ROUTES`, first those that
+change nothing but the layers around it: back through the graph until layers absorb it, or
+forward. Then its scale and its shift part ways, and what else reads a tensor that is stored
+otherwise makes good for it. What absorbs must absorb at every call: a shared layer folds only if
+all its calls meet the same affine, and then all those normalizations go together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_bn.fold import absorb, transmit
-from keras_bn.fold.affine import Affine, Refused
+from keras_bn.fold import absorb
+from keras_bn.fold.affine import Affine, Refused, Shape
+from keras_bn.fold.leftover import leftover
+from keras_bn.fold.move import Absorption, Direction, Landing, Move, require_one_dtype
 from keras_bn.fold.result import FoldedLayer, KeptLayer
-from keras_bn.fold.sources import affine_of, is_batch_norm
+from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, typical_magnitude
 from keras_bn.graph.rebuild import Changes
-from keras_bn.graph.view import Node, Site, Tensor, View
+from keras_bn.graph.view import Node, Site, View
+
+# An affine on a tensor that others read too is undone for them. A shift that is this many times
+# larger than the tensor's usual values would cost them that much of float32's precision: 16 leaves
+# 20 of its 24 bits.
+_LARGEST_SHIFT = 16.0
 
 
 @dataclass(frozen=True)
@@ -32,35 +41,57 @@ class FoldPlan:
     kept: list[KeptLayer]
 
 
-@dataclass(frozen=True)
-class Absorption:
-    """A call of a linear layer that takes `affine` in on its output or on its input."""
+class Step(NamedTuple):
+    """What part of an affine leaves its place, and which way."""
 
-    node: Node
-    direction: str  # "backward" or "forward"
-    affine: Affine
-    through: tuple[str, ...]  # class names of what lay in between
+    part: str  # "all", "scale" or "shift"
+    direction: Direction
 
 
-@dataclass(frozen=True)
-class Move:
-    """Normalizations that disappear together, and where their affines end."""
+class Route(NamedTuple):
+    """A way for an affine to go, and whether others may have to make good for it."""
 
-    sites: frozenset[Site]
-    absorptions: tuple[Absorption, ...]
-
-
-Send = Callable[[View, Node, Affine], Iterator[Absorption]]
-"""Sends the affine of a normalization's call on its way, to where it is absorbed."""
+    steps: tuple[Step, ...]
+    may_invert: bool
+    partial: bool = False
 
 
-@dataclass(frozen=True)
-class Step:
-    """One affine that a layer takes in, as vectors over its channels."""
+ROUTES = (
+    (
+        Route((Step("all", "backward"),), may_invert=False),
+        Route((Step("all", "forward"),), may_invert=False),
+    ),
+    (
+        Route((Step("scale", "forward"), Step("shift", "backward")), may_invert=True),
+        Route((Step("scale", "backward"), Step("shift", "forward")), may_invert=True),
+        Route((Step("all", "backward"),), may_invert=True),
+        Route((Step("all", "forward"),), may_invert=True),
+    ),
+    (
+        # An addition is left, then a multiplication.
+        Route((Step("scale", "forward"),), may_invert=True, partial=True),
+        Route((Step("scale", "backward"),), may_invert=True, partial=True),
+        Route((Step("shift", "backward"),), may_invert=True, partial=True),
+        Route((Step("shift", "forward"),), may_invert=True, partial=True),
+    ),
+)
 
-    direction: str
-    scale: np.ndarray
-    shift: np.ndarray
+
+def take(affine: Affine, step: Step) -> tuple[Affine, Affine]:
+    """What leaves of `affine` by `step`, and what is left of it.
+
+    s·x + t is s·(x + t/s), so that the scale or the shift may go first or last.
+    """
+    one, zero = np.ones_like(affine.scale), np.zeros_like(affine.shift)
+    scale, shift = Affine(affine.scale, zero), Affine(one, affine.shift)
+    if step.part == "all":
+        return affine, Affine(one, zero)
+    if step in (Step("scale", "backward"), Step("shift", "forward")):
+        return (scale, shift) if step.part == "scale" else (shift, scale)
+    if not affine.shifts:  # nothing to divide
+        return (scale, shift) if step.part == "scale" else (shift, scale)
+    before = Affine(one, -affine.inverse().shift)
+    return (scale, before) if step.part == "scale" else (before, scale)
 
 
 @dataclass(frozen=True)
@@ -68,319 +99,329 @@ class Absorbed:
     """A layer and what it takes in; calling it gives the layer's new weights, in float64."""
 
     layer: Any
-    rule: absorb.Absorb
-    steps: tuple[Step, ...] = ()
+    changes: tuple[absorb.Change, ...] = ()
+
+    @property
+    def rule(self) -> absorb.Absorb:
+        rule = absorb.rule_for(self.layer)
+        assert rule is not None
+        return rule
+
+    def then(self, change: absorb.Change) -> Absorbed:
+        return replace(self, changes=(*self.changes, change))
 
     def __call__(self) -> absorb.Arrays:
         weights = self.rule.read(self.layer)
-        for step in self.steps:
-            change = self.rule.backward if step.direction == "backward" else self.rule.forward
-            weights = change(self.layer, weights, step.scale, step.shift)
+        for change in self.changes:
+            weights = change(weights)
         return weights
 
-    def then(self, step: Step) -> Absorbed:
-        return replace(self, steps=(*self.steps, step))
+
+@dataclass(frozen=True)
+class Moved:
+    """Normalizations of which something left together, and where it went."""
+
+    sites: frozenset[Site]
+    step: Step
+    absorptions: tuple[Absorption, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _State:
-    """The plan so far: what is left of the graph, and what the layers have absorbed."""
+    """The plan so far.
+
+    Attributes:
+        view: What is left of the graph.
+        affines: What each call that may go does by now.
+        composable: The calls among them that can do anything else as well, since their operation
+            is called nowhere else.
+        kept: Ids of operations to leave alone.
+        removed: The calls that are gone.
+        absorbed: What layers took in, by layer id.
+        moved: How it came to that.
+    """
 
     view: View
-    kept_layers: frozenset[int]
-    removed: set[Site] = field(default_factory=set)
+    affines: dict[Site, Affine]
+    composable: frozenset[Site]
+    kept: frozenset[int]
+    removed: frozenset[Site] = frozenset()
     absorbed: dict[int, Absorbed] = field(default_factory=dict)
-
-    def absorbed_by(self, layer: Any) -> Absorbed:
-        """What `layer`, which has a rule, has taken in so far."""
-        rule = absorb.rule_for(layer)
-        assert rule is not None
-        return self.absorbed.get(id(layer)) or Absorbed(layer, rule)
-
-    def affine_of(self, node: Node) -> Affine:
-        """What the normalization called at `node` does in inference."""
-        rank = len(self.view.shapes[node.outputs[0]])
-        return affine_of(node.operation, self.absorbed_by(node.operation)(), rank)
+    moved: tuple[Moved, ...] = ()
 
 
-def plan(view: View, *, keep: Collection[str] = ()) -> FoldPlan:
-    """Decide for every batch normalization in `view` whether and where it folds.
+def plan(view: View, *, keep: Collection[str] = (), rebase: bool = True) -> FoldPlan:
+    """Decide for every affine in `view` whether and where it folds.
 
     Args:
         view: The model's calls.
         keep: Names or paths ("backbone/bn") of normalizations to leave alone.
+        rebase: Whether a tensor that several layers read may be stored otherwise than the
+            original computes it, which those layers then make good for.
 
     Raises:
         ValueError: `keep` names something that is not a normalization of this model.
         UnsupportedModelError: a normalization's statistics are not finite.
     """
-    normalizations = [node for node in view.nodes if is_batch_norm(node.operation)]
-    _check_keep(keep, normalizations)
-    asked = [n for n in normalizations if n.operation.name in keep or n.path in keep]
-    state = _State(view, frozenset(id(node.operation) for node in asked))
-    reasons = {node.site: "asked to be kept" for node in asked}
-    sites = dict.fromkeys(node.site for node in normalizations)
-    pending = [site for site in sites if site not in reasons]
-    moves: list[Move] = []
-    progress = True
-    while progress:  # what folds may clear the way for another
-        progress = False
-        for site in pending:
-            if site in state.removed:
-                continue
-            try:
-                move, absorbed = _find_move(state, site, pending)
-            except Refused as refusal:
-                reasons[site] = str(refusal)
-            else:
-                moves.append(move)
-                _apply(state, move, absorbed)
-                progress = True
-    folded, kept = _account(normalizations, moves, reasons)
-    return FoldPlan(
-        Changes(
-            frozenset(state.removed),
-            weights=state.absorbed,
-            config={key: absorbed.rule.gains for key, absorbed in state.absorbed.items()},
-        ),
-        folded,
-        kept + list(_enclosed(view, normalizations)),
+    calls = [node for node in view.nodes if is_affine(node.operation)]
+    _check_keep(keep, calls)
+    asked = [node for node in calls if node.operation.name in keep or node.path in keep]
+    affines, reasons = _affines(view, calls)
+    reasons |= {node.site: "asked to be kept" for node in asked}
+    state = _State(
+        view,
+        {site: affine for site, affine in affines.items() if site not in reasons},
+        frozenset(node.site for node in calls if len(view.calls[id(node.operation)]) == 1),
+        frozenset(id(node.operation) for node in asked),
     )
+    level = 0
+    while level < len(ROUTES):
+        before = state
+        for site in before.affines:
+            if site not in state.removed:
+                state = _try(state, site, ROUTES[level], reasons, rebase)
+        level = 0 if state is not before else level + 1  # what moves may clear the way for another
+    folded, kept = _account(calls, state, reasons)
+    return FoldPlan(_changes(affines, state), folded, [*kept, *_enclosed(view)])
 
 
-def _check_keep(keep: Collection[str], normalizations: list[Node]) -> None:
+def _check_keep(keep: Collection[str], calls: list[Node]) -> None:
     if isinstance(keep, str):
         raise TypeError(f"keep takes a collection of layer names, received the string {keep!r}")
-    known = {name for node in normalizations for name in (node.operation.name, node.path)}
+    layers = [node for node in calls if isinstance(node.operation, keras.Layer)]
+    known = {name for node in layers for name in (node.operation.name, node.path)}
     unknown = sorted(set(keep) - known)
     if unknown:
         raise ValueError(
             f"keep names {', '.join(map(repr, unknown))}, which is no batch normalization of this "
-            f"model; it has {', '.join(sorted(node.path for node in normalizations)) or 'none'}"
+            f"model; it has {', '.join(sorted(node.path for node in layers)) or 'none'}"
         )
+
+
+def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Site, str]]:
+    """What each of `calls` does, and why it has to stay where it has to."""
+    affines: dict[Site, Affine] = {}
+    reasons: dict[Site, str] = {}
+    for node in calls:
+        try:
+            if node.site.owner in view.closed:
+                raise Refused(
+                    "the model around it is also called on inputs of another rank or structure, "
+                    "or with further tensors"
+                )
+            if node.training:
+                raise Refused("it is called with training=True and normalises every batch anew")
+            affine = affine_of(node, len(view.shapes[node.outputs[0]]) - 1)
+            if affine is None:
+                continue
+            require_one_dtype(view, node)
+            if _stretches(affine, view.shapes[node.tensor][1:]):
+                raise Refused("it stretches its input")
+            affines[node.site] = affine
+        except Refused as refusal:
+            reasons[node.site] = str(refusal)
+    return affines, reasons
+
+
+def _stretches(affine: Affine, shape: Shape) -> bool:
+    """Whether the affine has more elements along some axis than a tensor of `shape`."""
+    return len(shape) != len(affine.shape) or any(
+        length != 1 and size == 1 for length, size in zip(affine.shape, shape, strict=True)
+    )
 
 
 # --- finding a way ------------------------------------------------------------------------------
 
 
-def _find_move(
-    state: _State, site: Site, candidates: Collection[Site]
-) -> tuple[Move, dict[int, Absorbed]]:
-    """The move that removes the normalization at `site`, and what the layers then hold.
+def _try(
+    state: _State, site: Site, routes: tuple[Route, ...], reasons: dict[Site, str], rebase: bool
+) -> _State:
+    """The plan in which the affine at `site` took the first of `routes` that it can take.
 
-    Backward where possible, else forward. `candidates` are the sites that may go along.
+    Where it can take none the plan is what it was, and `reasons` says why.
     """
+    affine = state.affines[site]
+    (node, *_) = state.view.at[site]
     refusals = []
-    for direction, send in (("backward", _send_back), ("forward", _send_forward)):
-        try:
-            move = _complete(state, _move_site(state, site, send), send, candidates)
-            return move, _absorb(state, move)
-        except Refused as refusal:
-            refusals.append(f"{direction}: {refusal}")
-    raise Refused("; ".join(refusals))
-
-
-def _move_site(state: _State, site: Site, send: Send) -> Move:
-    """Send the normalization at `site` on its way, at each call it stands for."""
-    view = state.view
-    if site.owner in view.closed:
-        raise Refused(
-            "the model around it is also called on inputs of another rank or structure, or with "
-            "further tensors"
-        )
-    absorptions: list[Absorption] = []
-    for node in view.nodes:
-        if node.site == site:
-            if node.training:
-                raise Refused("it is called with training=True and normalises every batch anew")
-            _require_one_dtype(view, node)
-            absorptions += send(view, node, state.affine_of(node))
-    return Move(frozenset({site}), tuple(absorptions))
-
-
-def _send_back(view: View, node: Node, affine: Affine) -> Iterator[Absorption]:
-    return _push_back(view, node.inputs[0], node, affine, ())
-
-
-def _send_forward(view: View, node: Node, affine: Affine) -> Iterator[Absorption]:
-    return _push_forward(view, node.outputs[0], affine, ())
-
-
-def _push_back(
-    view: View, tensor: Tensor, reader: Node, affine: Affine, through: tuple[str, ...]
-) -> Iterator[Absorption]:
-    """Move `affine`, which `reader` sees on `tensor`, into what produces `tensor`."""
-    producer = view.producers.get(tensor)
-    if producer is None:
-        name = view.input_names[view.inputs.index(tensor)]
-        raise Refused(f"nothing but the model's input '{name}' comes before it")
-    others = [node for node in view.consumers[tensor] if node is not reader]
-    if others:
-        raise Refused(f"'{producer.path}' also feeds '{others[0].path}'")
-    if len(view.consumers[tensor]) > 1:
-        raise Refused(f"'{reader.path}' reads '{producer.path}' more than once")
-    if tensor in view.outputs:
-        raise Refused(f"the output of '{producer.path}' is also an output of the model")
-    if absorb.rule_for(producer.operation):
-        yield Absorption(producer, "backward", affine, through)
-        return
-    rule = _transmission(view, producer)
-    inputs = rule.backward(producer.operation, affine, _shapes(view, producer))
-    passed = (*through, type(producer.operation).__name__)
-    for source, part in zip(producer.inputs, inputs, strict=True):
-        yield from _push_back(view, source, producer, part, passed)
-
-
-def _push_forward(
-    view: View, tensor: Tensor, affine: Affine, through: tuple[str, ...]
-) -> Iterator[Absorption]:
-    """Move `affine` on `tensor` into everything that reads it."""
-    if tensor in view.outputs:
-        raise Refused("its output reaches an output of the model")
-    if not view.consumers[tensor]:
-        raise Refused("nothing reads its output")
-    for consumer in view.consumers[tensor]:
-        if tensor in consumer.side_inputs or consumer.inputs.count(tensor) > 1:
-            raise Refused(f"'{consumer.path}' reads its output in more than one role")
-        if absorb.rule_for(consumer.operation):
-            yield Absorption(consumer, "forward", affine, through)
+    for route in routes:
+        apart = len(route.steps) > 1 or route.partial
+        if apart and not (site in state.composable and affine.scales and affine.shifts):
             continue
-        rule = _transmission(view, consumer)
-        position = consumer.inputs.index(tensor)
-        passed = (*through, type(consumer.operation).__name__)
-        after = rule.forward(consumer.operation, affine, _shapes(view, consumer), position)
-        yield from _push_forward(view, consumer.outputs[0], after, passed)
+        may_invert = route.may_invert and rebase and _undoable(node, affine)
+        if route.may_invert and not (may_invert or apart):
+            continue  # the same as without
+        try:
+            return _follow(state, site, route.steps, may_invert)
+        except Refused as refusal:
+            refusals.append(f"{route.steps[0].direction}: {refusal}")
+    if routes is ROUTES[0]:
+        reasons[site] = "; ".join(refusals)
+    return state
 
 
-def _transmission(view: View, node: Node) -> transmit.Transmit:
-    rule = transmit.rule_for(node.operation)
-    if rule is None:
-        kind = type(node.operation).__name__
-        raise Refused(f"'{node.path}' ({kind}) is not a layer that a scale and shift can pass")
-    transmit.check_node(node)
-    _require_one_dtype(view, node)
-    return rule
+def _undoable(node: Node, affine: Affine) -> bool:
+    """Whether what reads the tensor beside the affine may be made to undo it."""
+    try:
+        shift = np.abs(affine.inverse().shift)
+    except Refused:
+        return False
+    magnitude = typical_magnitude(node, affine)
+    return bool(np.all(shift <= _LARGEST_SHIFT * magnitude))
 
 
-def _require_one_dtype(view: View, node: Node) -> None:
-    """Refuse a call that changes the dtype: beyond it other numbers overflow or round."""
-    before, after = view.dtypes[node.inputs[0]], view.dtypes[node.outputs[0]]
-    if before != after:
-        raise Refused(f"'{node.path}' takes {before} and gives {after}")
+def _follow(state: _State, site: Site, steps: tuple[Step, ...], may_invert: bool) -> _State:
+    for step in steps:
+        state = _move(state, site, step, may_invert)
+    return state
 
 
-def _shapes(view: View, node: Node) -> transmit.Shapes:
-    return transmit.Shapes(
-        tuple(view.shapes[tensor][1:] for tensor in node.inputs),
-        view.shapes[node.outputs[0]][1:],
-    )
-
-
-# --- shared layers ------------------------------------------------------------------------------
-
-
-def _complete(state: _State, move: Move, send: Send, candidates: Collection[Site]) -> Move:
-    """Extend `move` until every call of every absorbing layer takes the same affine in.
-
-    A layer called at several places has one set of weights, so the normalizations at all of its
-    calls go together or not at all.
-    """
-    while missing := _calls_left_out(state.view, move):
-        partner = _partner(state, missing[0], send, set(candidates) - move.sites)
-        if partner is None:
+def _move(state: _State, site: Site, step: Step, may_invert: bool) -> _State:
+    """The plan in which the affine at `site`, and those that must go along, took `step`."""
+    landing = Landing(state.view, state.composable - state.removed, state.kept, may_invert)
+    sites = {site}
+    while True:
+        move = _sent(state, landing, sites, step)
+        missing = _calls_left_out(state.view, move)
+        if not missing:
+            return _apply(state, move, step)
+        partners = _partners(state, landing, missing[0], step, sites)
+        if partners is None:
             raise Refused(
                 f"'{missing[0].path}' is shared by {len(_calls(state.view, missing[0]))} calls, "
                 "and no equal normalization can join it at every one of them"
             )
-        move = Move(move.sites | partner.sites, move.absorptions + partner.absorptions)
+        sites |= partners
+
+
+def _sent(state: _State, landing: Landing, sites: set[Site], step: Step) -> Move:
+    move = Move(landing, frozenset(sites))
+    for site in sites:
+        leaving, _ = take(state.affines[site], step)
+        for node in state.view.at[site]:
+            move.send(node, leaving, step.direction)
     return move
+
+
+# --- shared layers ------------------------------------------------------------------------------
 
 
 def _calls(view: View, node: Node) -> list[Node]:
     return view.calls[id(node.operation)]
 
 
+def _by_call(move: Move) -> dict[int, dict[int, list[Absorption]]]:
+    """What each call takes in by `move`: by the id of its layer, then of its node."""
+    taken: dict[int, dict[int, list[Absorption]]] = {}
+    for absorption in move.absorptions:
+        calls = taken.setdefault(id(absorption.node.operation), {})
+        calls.setdefault(id(absorption.node), []).append(absorption)
+    return taken
+
+
 def _calls_left_out(view: View, move: Move) -> list[Node]:
     """Calls of absorbing layers that absorb nothing yet; refuses calls that disagree."""
-    met: dict[int, Absorption] = {}
-    for absorption in move.absorptions:
-        first = met.setdefault(id(absorption.node.operation), absorption)
-        if not first.affine.equals(absorption.affine):
-            raise Refused(
-                f"'{absorption.node.operation.name}' is shared, and its calls meet different "
-                "normalizations"
-            )
-    absorbing = [absorption.node for absorption in move.absorptions]
-    return [
-        call
-        for absorption in met.values()
-        for call in _calls(view, absorption.node)
-        if call not in absorbing
-    ]
+    missing = []
+    for calls in _by_call(move).values():
+        first, *others = calls.values()
+        for other in others:
+            same = len(first) == len(other) and all(map(Absorption.equals, first, other))
+            if not same:
+                raise Refused(
+                    f"'{first[0].node.operation.name}' is shared, and its calls meet different "
+                    "normalizations"
+                )
+        missing += [call for call in _calls(view, first[0].node) if id(call) not in calls]
+    return missing
 
 
-def _partner(state: _State, call: Node, send: Send, candidates: Collection[Site]) -> Move | None:
-    """A move of another normalization that ends in `call`."""
-    for site in dict.fromkeys(node.site for node in state.view.nodes):
-        if site not in candidates:
+def _partners(
+    state: _State, landing: Landing, call: Node, step: Step, sites: set[Site]
+) -> set[Site] | None:
+    """Another normalization whose affine ends in `call`."""
+    for site in state.affines:
+        if site in sites or site in state.removed:
             continue
         try:
-            move = _move_site(state, site, send)
+            move = _sent(state, landing, {site}, step)
         except Refused:
             continue
         if any(absorption.node is call for absorption in move.absorptions):
-            return move
+            return {site}
     return None
 
 
 # --- carrying it out on the plan ----------------------------------------------------------------
 
 
-def _absorb(state: _State, move: Move) -> dict[int, Absorbed]:
-    """The absorbing layers with what they take in by `move`, by layer id."""
-    results = {}
-    for absorption in move.absorptions:
-        node, affine = absorption.node, absorption.affine
-        if id(node.operation) in state.kept_layers:
-            raise Refused(f"'{node.path}' was asked to be kept as it is")
-        if id(node.operation) in state.view.closed:
-            raise Refused(f"'{node.path}' also runs inside a model that cannot be opened up")
-        absorbed = state.absorbed_by(node.operation)
-        if absorption.direction == "backward":
-            scale, shift = absorb.backward_channels(absorbed.rule, node, affine)
-        else:
-            shape = state.view.shapes[node.inputs[0]]
-            scale, shift = absorb.forward_channels(absorbed.rule, node, affine, shape)
+def _apply(state: _State, move: Move, step: Step) -> _State:
+    affines = dict(state.affines)
+    gone = set()
+    for site in move.sources:
+        _, affines[site] = take(affines[site], step)
+        if affines[site].is_identity:
+            gone.add(site)
+    absorbed = dict(state.absorbed)
+    for calls in _by_call(move).values():
         # A shared layer is asked at every call, since its padding depends on its input, and
         # takes the affine in once: its calls all meet the same.
-        results[id(node.operation)] = absorbed.then(Step(absorption.direction, scale, shift))
-    return results
+        for absorption in next(iter(calls.values())):
+            node, affine = absorption.node, absorption.affine
+            if absorption.change is not None:
+                known = absorbed.get(id(node.operation)) or Absorbed(node.operation)
+                absorbed[id(node.operation)] = known.then(absorption.change)
+            elif absorption.direction == "backward":
+                affines[node.site] = affine.after(affines[node.site])
+            else:
+                affines[node.site] = affines[node.site].after(affine)
+    return replace(
+        state,
+        view=state.view.without(frozenset(gone)) if gone else state.view,
+        affines=affines,
+        removed=state.removed | gone,
+        absorbed=absorbed,
+        moved=(*state.moved, Moved(move.sources, step, tuple(move.absorptions))),
+    )
 
 
-def _apply(state: _State, move: Move, absorbed: dict[int, Absorbed]) -> None:
-    state.absorbed |= absorbed
-    state.removed |= move.sites
-    state.view = state.view.without(move.sites)
+def _changes(before: dict[Site, Affine], state: _State) -> Changes:
+    """What the plan comes to for the model."""
+    weights: dict[int, Any] = dict(state.absorbed)
+    config = {key: absorbed.rule.gains(absorbed.layer) for key, absorbed in state.absorbed.items()}
+    replaced = {}
+    for site, affine in state.affines.items():
+        if site in state.removed or affine is before[site]:
+            continue
+        (node,) = state.view.at[site]
+        rest = leftover(node, affine)
+        weights[id(node.operation)] = rest.weights
+        if rest.layer is None:
+            config[id(node.operation)] = rest.config
+        else:
+            replaced[id(node.operation)] = rest.layer
+    return Changes(state.removed, weights=weights, config=config, replaced=replaced)
 
 
 # --- the account --------------------------------------------------------------------------------
 
 
 def _account(
-    normalizations: list[Node], moves: list[Move], reasons: dict[Site, str]
+    calls: list[Node], state: _State, reasons: dict[Site, str]
 ) -> tuple[list[FoldedLayer], list[KeptLayer]]:
-    """One record for each layer, however many calls and paths it has."""
+    """One record for each batch normalization, however many calls and paths it has."""
     folded, kept = [], []
-    for calls in _by_layer(normalizations):
-        path, sites = calls[0].path, {node.site for node in calls}
-        taken = [move for move in moves if move.sites & sites]
-        gone = {site for move in taken for site in move.sites} & sites
+    for nodes in _by_layer([node for node in calls if is_batch_norm(node.operation)]):
+        path, sites = nodes[0].path, {node.site for node in nodes}
+        gone = sites & state.removed
+        taken = [moved for moved in state.moved if moved.sites & sites]
         if gone == sites:
-            folded.append(_folded_record(path, taken))
+            folded.append(FoldedLayer(path, _into(taken), _rule(taken)))
             continue
-        stay = dict.fromkeys(reasons[node.site] for node in calls if node.site not in gone)
-        count = sum(node.site in gone for node in calls)
-        note = f" (folded at {count} of its {len(calls)} calls)" if count else ""
+        stay = dict.fromkeys(reasons[node.site] for node in nodes if node.site not in gone)
+        if gone:
+            count = sum(node.site in gone for node in nodes)
+            note = f" (folded at {count} of its {len(nodes)} calls)"
+        else:
+            note = "".join(f"; only {_way(moved)} ({_into([moved])})" for moved in taken)
         kept.append(KeptLayer(path, "; ".join(stay) + note))
     return folded, kept
 
@@ -392,23 +433,30 @@ def _by_layer(nodes: list[Node]) -> list[list[Node]]:
     return list(layers.values())
 
 
-def _folded_record(path: str, moves: list[Move]) -> FoldedLayer:
-    absorptions = [absorption for move in moves for absorption in move.absorptions]
-    into = dict.fromkeys(absorption.node.path for absorption in absorptions)
-    rules = dict.fromkeys(_rule(move) for move in moves)
-    return FoldedLayer(path, ", ".join(into), "; ".join(rules))
+def _into(moves: list[Moved]) -> str:
+    return ", ".join(
+        dict.fromkeys(absorption.node.path for moved in moves for absorption in moved.absorptions)
+    )
 
 
-def _rule(move: Move) -> str:
-    first = move.absorptions[0]
-    way = dict.fromkeys(name for absorption in move.absorptions for name in absorption.through)
+def _rule(moves: list[Moved]) -> str:
+    return "; ".join(dict.fromkeys(map(_way, moves)))
+
+
+def _way(moved: Moved) -> str:
+    """One moved affine in words: "the scale forward into Conv2D through ReLU"."""
+    part = "" if moved.step.part == "all" else f"the {moved.step.part} "
+    if not moved.absorptions:
+        return f"{part}without effect"
+    ends = dict.fromkeys(type(a.node.operation).__name__ for a in moved.absorptions)
+    way = dict.fromkeys(name for absorption in moved.absorptions for name in absorption.through)
     through = f" through {', '.join(way)}" if way else ""
-    return f"{first.direction} into {type(first.node.operation).__name__}{through}"
+    return f"{part}{moved.step.direction} into {', '.join(ends)}{through}"
 
 
-def _enclosed(view: View, normalizations: list[Node]) -> Iterator[KeptLayer]:
+def _enclosed(view: View) -> Iterator[KeptLayer]:
     """Normalizations inside layers whose own computation the view cannot see."""
-    seen = {id(node.operation) for node in normalizations}
+    seen = {id(node.operation) for node in view.nodes if is_batch_norm(node.operation)}
     for node in view.nodes:
         if not isinstance(node.operation, keras.Layer):
             continue

@@ -23,11 +23,6 @@ def is_batch_norm(layer: Any) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) and type(layer).call in _CALLS
 
 
-def is_normalization(layer: Any) -> bool:
-    """Whether the account of a fold has a record of `layer` even where it stays."""
-    return is_batch_norm(layer) or type(layer) is layers.Normalization
-
-
 def is_affine(operation: Any) -> bool:
     """Whether the call of `operation` may be a scale and a shift, and so may go."""
     return is_batch_norm(operation) or type(operation) in _READERS
@@ -45,6 +40,20 @@ def affine_of(node: Node, rank: int) -> Affine | None:
     if is_batch_norm(node.operation):
         return _batch_norm(node.operation, rank)
     return _READERS[type(node.operation)](node, rank)
+
+
+def typical_magnitude(node: Node, affine: Affine) -> Array:
+    """How large the values are that the affine at `node` meets, channel by channel.
+
+    A batch normalization knows their mean and deviation; of others it is not known, and what
+    `affine` centres them by is taken for it.
+    """
+    if not is_batch_norm(node.operation):
+        return np.abs(affine.inverse().shift)
+    weights = read_batch_norm(node.operation)
+    deviation = np.sqrt(weights["moving_variance"] + node.operation.epsilon)
+    rank = len(affine.shape)
+    return spread(node.operation, np.abs(weights["moving_mean"]) + deviation, rank)
 
 
 # --- layers --------------------------------------------------------------------------------------

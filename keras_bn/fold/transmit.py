@@ -21,7 +21,7 @@ from keras.src.ops import numpy as operators
 
 from keras_bn.fold.activation import through_activation, through_homogeneous
 from keras_bn.fold.affine import Affine, Refused, Shape, known
-from keras_bn.graph.view import Node
+from keras_bn.graph.view import Node, Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def rule_for(operation: Any) -> Transmit | None:
     return next((rule for rule in RULES if type(operation) in rule.operations), None)
 
 
-def tensors_of(node: Node) -> tuple[int, ...]:
+def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
     """The inputs of the call at `node` that the affines of an assignment stand for.
 
     Raises:
@@ -67,6 +67,8 @@ def tensors_of(node: Node) -> tuple[int, ...]:
     """
     if node.training:
         raise Refused(f"'{node.path}' is called with training=True")
+    if isinstance(node.operation, layers.Multiply) and not masked.isdisjoint(node.inputs):
+        raise Refused(f"'{node.path}' multiplies under a mask")
     if isinstance(node.operation, _OF_TWO):
         if node.constants:
             raise Refused(f"'{node.path}' combines it with a constant")

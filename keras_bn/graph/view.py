@@ -32,7 +32,7 @@ class Site(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Node:
     """One call of one operation.
 
@@ -58,6 +58,11 @@ class Node:
     constants: Mapping[str, Any]
     outputs: tuple[Tensor, ...]
     training: bool | None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The first tensor among the arguments: x of `2 * x`."""
+        return (*self.inputs, *self.side_inputs)[0]
 
     @property
     def side_inputs(self) -> tuple[Tensor, ...]:
@@ -110,6 +115,14 @@ class View:
             calls.setdefault(id(node.operation), []).append(node)
         return calls
 
+    @cached_property
+    def at(self) -> dict[Site, list[Node]]:
+        """The calls at each site: several where a model around it is called several times."""
+        calls: dict[Site, list[Node]] = {}
+        for node in self.nodes:
+            calls.setdefault(node.site, []).append(node)
+        return calls
+
     def without(self, sites: frozenset[Site]) -> View:
         """The view in which the calls at `sites` hand their input on unchanged."""
         alias: dict[Tensor, Tensor] = {}
@@ -120,7 +133,7 @@ class View:
         nodes = []
         for node in self.nodes:
             if node.site in sites:
-                alias[node.outputs[0]] = resolved(node.inputs)[0]
+                alias[node.outputs[0]] = resolved((node.tensor,))[0]
                 continue
             if not alias.keys().isdisjoint((*node.inputs, *node.side_inputs)):
                 others = {name: resolved(tensors) for name, tensors in node.others.items()}
@@ -136,7 +149,7 @@ def view(model: keras.Model) -> View:
         UnsupportedModelError: the model has no graph to read: it was never built, or it is
             subclassed and decides in Python what it computes.
     """
-    functional = functional_graph(model)
+    functional = functional_graph(model) if isinstance(model, keras.Model) else None
     if functional is None:
         raise UnsupportedModelError(_why_there_is_no_graph(model))
     reader = _Reader()

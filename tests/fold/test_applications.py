@@ -29,7 +29,7 @@ def test_application_folds_completely(name, size, count):
     survivors = {
         layer.name
         for layer in model.layers
-        if not isinstance(layer, keras.layers.BatchNormalization)
+        if not isinstance(layer, (keras.layers.BatchNormalization, keras.layers.Rescaling))
     }
     assert {layer.name for layer in result.model.layers} == survivors
     assert_agree(model, result.model)

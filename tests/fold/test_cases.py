@@ -23,7 +23,7 @@ class Case:
     """A stack of layers on one input, and what becomes of its normalizations.
 
     `folded` maps each normalization that goes to (into, rule); `kept` maps each that stays to a
-    part of its reason.
+    part of its reason; `left` maps those of them of which only a part stays to what is left.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Case:
     stack: Callable[[], list]
     folded: dict = field(default_factory=dict)
     kept: dict = field(default_factory=dict)
+    left: dict = field(default_factory=dict)
 
 
 IMAGE = (9, 8, 6)
@@ -272,7 +273,7 @@ CHAINS = [
         (7,),
         lambda: [layers.ReLU(name="relu"), bn(), bn(name="bn2"), layers.ReLU()],
         {"bn": ("bn2", "forward into BatchNormalization")},
-        {"bn2": "'relu' (ReLU) is not a layer that a scale and shift can pass"},
+        {"bn2": "'relu' (ReLU) lets no negative scale pass"},
     ),
 ]
 
@@ -282,43 +283,48 @@ REFUSED = [
         "activation-inside",
         IMAGE,
         lambda: [linear("Conv2D", 5, 3, activation="relu"), bn()],
-        kept={"bn": "the activation relu inside 'linear' stands between them"},
+        kept={"bn": "the activation relu inside 'linear' lets no negative scale pass"},
     ),
     Case(
         "activation-layer",
         IMAGE,
         lambda: [linear("Conv2D", 5, 3), layers.Activation("tanh", name="tanh"), bn()],
-        kept={"bn": "the activation tanh ('tanh') stands in between"},
+        kept={"bn": "the activation tanh ('tanh') stands between them"},
     ),
     Case(
         "zero-padding-between",
         IMAGE,
         lambda: [linear("Conv2D", 5, 3), layers.ZeroPadding2D(name="pad"), bn()],
         kept={"bn": "'pad' pads with zeros, which the shift would have to reach"},
+        left={"bn": "addition"},
     ),
     Case(
         "same-padding-after",
         IMAGE,
         lambda: [bn(), linear("Conv2D", 5, 3, padding="same")],
         kept={"bn": "'linear' pads its input with zeros (same)"},
+        left={"bn": "addition"},
     ),
     Case(
         "causal-padding-after",
         SEQUENCE,
         lambda: [bn(), linear("Conv1D", 5, 3, padding="causal")],
         kept={"bn": "'linear' pads its input with zeros (causal)"},
+        left={"bn": "addition"},
     ),
     Case(
         "transposed-after",
         IMAGE,
         lambda: [bn(), linear("Conv2DTranspose", 5, 3)],
         kept={"bn": "'linear' spreads its input"},
+        left={"bn": "addition"},
     ),
     Case(
         "max-pooling-of-negative-scales",
         IMAGE,
         lambda: [linear("Conv2D", 5, 3), layers.MaxPooling2D(name="pool"), bn()],
-        kept={"bn": "a scale is not positive, and 'pool' takes maxima"},
+        kept={"bn": "a scale is negative, and 'pool' takes maxima"},
+        left={"bn": "multiplication"},
     ),
     Case(
         "rows-not-channels",
@@ -335,8 +341,8 @@ REFUSED = [
     Case(
         "unknown-layer",
         SEQUENCE,
-        lambda: [layers.LayerNormalization(name="ln"), bn(), layers.LSTM(3, name="lstm")],
-        kept={"bn": "'ln' (LayerNormalization) is not a layer that a scale and shift can pass"},
+        lambda: [layers.Softmax(name="softmax"), bn(), layers.Softmax(name="again")],
+        kept={"bn": "'softmax' (Softmax) is not a layer that a scale and shift can pass"},
     ),
     Case(
         "inside-a-wrapper",
@@ -352,6 +358,13 @@ def ours(**options):
 
 
 CASES = BACKWARD + BACKWARD_THROUGH + FORWARD + CHAINS + REFUSED
+
+
+def operation(layer):
+    """What a Rescaling that stands for a part of a normalization does."""
+    assert isinstance(layer, layers.Rescaling)
+    shifts, scales = np.any(np.asarray(layer.offset)), np.any(np.asarray(layer.scale) != 1)
+    return {(True, False): "addition", (False, True): "multiplication"}[shifts, scales]
 
 
 def build(case: Case) -> keras.Model:
@@ -373,7 +386,9 @@ def test_case(case):
     assert {r.layer for r in result.kept} == set(case.kept)
     for record in result.kept:
         assert case.kept[record.layer] in record.reason
-    assert normalizations(result.model) == [path.rsplit("/")[-1] for path in case.kept]
+    whole = [path.rsplit("/")[-1] for path in case.kept if path not in case.left]
+    assert normalizations(result.model) == whole
+    assert {name: operation(result.model.get_layer(name)) for name in case.left} == case.left
     assert_agree(model, result.model)
     for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)

@@ -441,9 +441,12 @@ def head(shape=(6, 8)):
 def test_a_nested_model_called_with_a_mask_is_opened_too():
     ids, features = keras.Input((6,), dtype="int32"), keras.Input((6, 8))
     shared = head()
-    masked = shared(layers.Embedding(20, 8, mask_zero=True)(ids))
-    result = fold(keras.Model([ids, features], [masked, shared(layers.Dense(8)(features))]))
-    assert rules(result) == {"head/head_bn": ("head/d", "forward into Dense")}
+    masked = shared(layers.Embedding(20, 8, mask_zero=True, name="words")(ids))
+    plain = shared(layers.Dense(8, name="plain")(features))
+    result = fold(keras.Model([ids, features], [masked, plain]))
+    into, _ = rules(result)["head/head_bn"]
+    assert sorted(into.split(", ")) == ["plain", "words"]
+    assert normalizations(result.model) == []
 
 
 def test_a_nested_model_that_is_also_called_on_another_rank_stays_as_it_is():

@@ -1,0 +1,67 @@
+"""What stands where a part of an affine is left: the layer that takes the fewest operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_bn.fold.affine import Affine, Array
+from keras_bn.fold.sources import gamma_beta, is_batch_norm, read_batch_norm, spread
+from keras_bn.graph.view import Node
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """How an operation comes to do what is left of it.
+
+    Attributes:
+        layer: Makes the layer that stands in for the operation; None: its own layer stays.
+        weights: Gives the layer's weights, by name.
+        config: Constructor arguments of the operation's own layer that differ.
+    """
+
+    layer: Callable[[], keras.Layer] | None
+    weights: Callable[[], dict[str, Array]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def leftover(node: Node, affine: Affine) -> Leftover:
+    """What `node` becomes when `affine` is left of the affine that it was.
+
+    A shift alone is one addition, which LiteRT runs together with a ReLU behind it, and a scale
+    alone one multiplication. A batch normalization of which both are left stays one.
+    """
+    layer = node.operation
+    if affine.scales and affine.shifts and is_batch_norm(layer) and _fits(layer, affine):
+        config = {"center": True, "scale": True}
+        return Leftover(None, lambda: _batch_norm_weights(layer, affine), config)
+    scale: Any = affine.scale.tolist() if affine.scales else 1.0
+    shift: Any = affine.shift.tolist() if affine.shifts else 0.0
+    dtype = getattr(layer, "dtype_policy", None)
+    return Leftover(lambda: layers.Rescaling(scale, shift, dtype=dtype), dict)
+
+
+def _fits(layer: Any, affine: Affine) -> bool:
+    """Whether `affine` varies along no other axes than the batch normalization `layer`."""
+    own = spread(layer, np.empty(layer.moving_mean.shape), len(affine.shape)).shape
+    return all(length in (1, size) for length, size in zip(affine.shape, own, strict=True))
+
+
+def _batch_norm_weights(layer: Any, affine: Affine) -> dict[str, Array]:
+    """The gamma and beta with which `layer` is `affine`."""
+    weights = read_batch_norm(layer)
+    mean, variance = weights["moving_mean"], weights["moving_variance"]
+    own = spread(layer, mean, len(affine.shape)).shape
+    gamma, beta = gamma_beta(
+        np.broadcast_to(affine.scale, own).reshape(mean.shape),
+        np.broadcast_to(affine.shift, own).reshape(mean.shape),
+        mean,
+        variance,
+        layer.epsilon,
+    )
+    return {"gamma": gamma, "beta": beta}

@@ -1,0 +1,264 @@
+"""Sending one affine through the graph, to where layers absorb it.
+
+Every tensor may be stored otherwise than the original model computes it: as affine(x), or as x'
+with x = affine(x'). A move starts where an affine is taken off a call and changes how the tensor
+next to it is stored. Whoever produces that tensor has to produce the stored values, and whoever
+reads it has to work from them: a layer absorbs the difference, another affine is composed with
+it, and what affines pass through hands the question on to its other tensors. The move holds
+where every such demand is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from keras_bn.fold import absorb, transmit
+from keras_bn.fold.affine import Affine, Refused
+from keras_bn.graph.view import Node, Site, Tensor, View, first_argument
+
+Direction = Literal["backward", "forward"]
+
+# Tensors that one move may look at. Sums give it choices, which could be very many.
+_BUDGET = 1000
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a tensor is stored.
+
+    Attributes:
+        affine: "backward": affine(x) is stored, which whoever produces x has to apply.
+            "forward": x' is stored with x = affine(x'), which whoever reads x has to apply.
+        direction: Which of the two.
+        through: Class names of what lay on the way here.
+    """
+
+    affine: Affine
+    direction: Direction
+    through: tuple[str, ...] = ()
+
+    def equals(self, other: Storage) -> bool:
+        return self.direction == other.direction and self.affine.equals(other.affine)
+
+
+@dataclass(frozen=True)
+class Absorption:
+    """A call that takes an affine in, on its output or on its input."""
+
+    node: Node
+    direction: Direction
+    affine: Affine
+    change: absorb.Change | None  # of the layer's weights; None: another affine is composed with it
+    through: tuple[str, ...]
+
+    def equals(self, other: Absorption) -> bool:
+        return self.direction == other.direction and self.affine.equals(other.affine)
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where a move may end.
+
+    Attributes:
+        view: What is left of the graph.
+        composable: The calls that are affines themselves, with which another is composed.
+        kept: Ids of operations that are to stay as they are.
+        may_invert: Whether an affine may be undone, so that one side of a tensor can make good
+            for what is done to the other.
+    """
+
+    view: View
+    composable: frozenset[Site]
+    kept: frozenset[int]
+    may_invert: bool
+
+
+@dataclass
+class Move:
+    """The demands met so far; extended by `send`."""
+
+    landing: Landing
+    sources: frozenset[Site]
+    stored: dict[Tensor, Storage] = field(default_factory=dict)
+    absorptions: list[Absorption] = field(default_factory=list)
+    budget: Iterator[int] = field(default_factory=lambda: iter(range(_BUDGET)))
+
+    def send(self, source: Node, affine: Affine, direction: Direction) -> None:
+        """Take `affine` off the call `source`, on its input ("backward") or output ("forward").
+
+        Raises:
+            Refused: a demand cannot be met. The move is then worthless.
+        """
+        tensor = source.tensor if direction == "backward" else source.outputs[0]
+        self._store(tensor, Storage(affine, direction), source)
+
+    # --- how a tensor is stored, and what that demands -------------------------------------------
+
+    def _store(self, tensor: Tensor, storage: Storage, origin: Node) -> None:
+        """Store `tensor` anew, as `origin` asks, and meet the demands of all others at it."""
+        if tensor in self.stored:
+            if not self.stored[tensor].equals(storage):
+                raise Refused(f"the ways around '{origin.path}' ask for different things")
+            return
+        if storage.affine.is_identity:
+            return
+        if next(self.budget, None) is None:
+            raise Refused("it would have to go too far")
+        self.stored[tensor] = storage
+        view = self.landing.view
+        producer = view.producers.get(tensor)
+        readers = [node for node in view.consumers[tensor] if node is not origin]
+        if tensor in view.outputs:
+            raise Refused(self._reaches_output(producer, storage))
+        if producer is None:
+            raise Refused(f"nothing but the model's input '{_input_name(view, tensor)}' before it")
+        if storage.direction == "backward" and readers and not self.landing.may_invert:
+            raise Refused(f"'{producer.path}' also feeds '{readers[0].path}'")
+        if producer is not origin:
+            self._at_producer(producer, tensor, storage)
+        elif not readers:
+            raise Refused("nothing reads its output")
+        for reader in dict.fromkeys(readers):
+            self._at_reader(reader, tensor, storage)
+
+    def _at_producer(self, node: Node, tensor: Tensor, storage: Storage) -> None:
+        """Have `node` produce the stored values."""
+        rule = absorb.rule_for(node.operation)
+        if self._composes(node):
+            affine = self._to_apply(storage, "backward")
+            self._absorb(node, "backward", affine, None, storage)
+        elif rule is not None and rule.backward is not None:
+            if tensor != node.outputs[0]:
+                raise Refused(f"it is not the first output of '{node.path}'")
+            affine = self._to_apply(storage, "backward")
+            change = rule.backward(node.operation, affine)
+            self._absorb(node, "backward", affine, change, storage)
+        else:
+            self._transmit(node, None, storage)
+
+    def _at_reader(self, node: Node, tensor: Tensor, storage: Storage) -> None:
+        """Have `node` work from the stored values."""
+        rule = absorb.rule_for(node.operation)
+        if self._composes(node):
+            affine = self._to_apply(storage, "forward")
+            self._absorb(node, "forward", affine, None, storage)
+        elif rule is not None and rule.forward is not None:
+            affine = self._to_apply(storage, "forward")
+            change = rule.forward(node.operation, affine, reading(self.landing.view, node, tensor))
+            self._absorb(node, "forward", affine, change, storage)
+        else:
+            inputs = self._passed_by(node)
+            for position in (i for i, other in enumerate(inputs) if other == tensor):
+                self._transmit(node, position, storage)
+
+    def _to_apply(self, storage: Storage, direction: Direction) -> Affine:
+        """The affine that the side `direction` of a tensor has to apply."""
+        if storage.direction == direction:
+            return storage.affine
+        if not self.landing.may_invert:
+            raise Refused("it would have to be undone")
+        return storage.affine.inverse()
+
+    def _absorb(
+        self,
+        node: Node,
+        direction: Direction,
+        affine: Affine,
+        change: absorb.Change | None,
+        storage: Storage,
+    ) -> None:
+        check_call(node, self.landing)
+        self.absorptions.append(Absorption(node, direction, affine, change, storage.through))
+
+    def _composes(self, node: Node) -> bool:
+        return node.site in self.landing.composable and node.site not in self.sources
+
+    # --- passing on ------------------------------------------------------------------------------
+
+    def _transmit(self, node: Node, position: int | None, storage: Storage) -> None:
+        """Settle the other tensors of `node`, whose input `position` (None: output) is stored so.
+
+        The first assignment that holds is taken.
+        """
+        inputs = self._passed_by(node)
+        rule = transmit.rule_for(node.operation)
+        assert rule is not None
+        shapes = _shapes(self.landing.view, inputs, node)
+        if position is None:
+            assignments = rule.backward(node.operation, storage.affine, shapes)
+        else:
+            assignments = rule.forward(node.operation, storage.affine, shapes, position)
+        passed = (*storage.through, type(node.operation).__name__)
+        refusals = []
+        for assignment in assignments:
+            trial = replace(self, stored=dict(self.stored), absorptions=list(self.absorptions))
+            try:
+                for tensor, affine in zip(
+                    (*inputs, node.outputs[0]), (*assignment.inputs, assignment.output), strict=True
+                ):
+                    trial._store(tensor, Storage(affine, storage.direction, passed), node)
+            except Refused as refusal:
+                refusals.append(refusal)
+            else:
+                self.stored, self.absorptions = trial.stored, trial.absorptions
+                return
+        raise refusals[0]
+
+    def _passed_by(self, node: Node) -> tuple[Tensor, ...]:
+        """The inputs of `node` that affines pass to its output."""
+        view = self.landing.view
+        if transmit.rule_for(node.operation) is None:
+            kind = type(node.operation).__name__
+            raise Refused(f"'{node.path}' ({kind}) is not a layer that a scale and shift can pass")
+        inputs = transmit.tensors_of(node, view.masked)
+        require_one_dtype(view, node)
+        return inputs
+
+    def _reaches_output(self, producer: Node | None, storage: Storage) -> str:
+        if storage.direction == "forward":
+            return "its output reaches an output of the model"
+        if producer is None:
+            return "it would change an output of the model"
+        return f"the output of '{producer.path}' is also an output of the model"
+
+
+def check_call(node: Node, landing: Landing) -> None:
+    """Refuse a call of a layer that may not change, or has weights beside its own."""
+    layer: Any = node.operation
+    if id(layer) in landing.kept:
+        raise Refused(f"'{node.path}' was asked to be kept as it is")
+    if id(layer) in landing.view.closed:
+        raise Refused(f"'{node.path}' also runs inside a model that cannot be opened up")
+    if getattr(layer, "quantization_mode", None):
+        raise Refused(f"'{node.path}' holds weights quantized to {layer.quantization_mode}")
+    if getattr(layer, "lora_enabled", False):
+        raise Refused(f"'{node.path}' has LoRA enabled, whose update is kept apart")
+
+
+def reading(view: View, node: Node, tensor: Tensor) -> absorb.Reading:
+    """How `node` reads `tensor`."""
+    first = [first_argument(node.operation)] * node.inputs.count(tensor)
+    others = [name for name, tensors in node.others.items() for other in tensors if other == tensor]
+    constants = [name for name, value in node.constants.items() if value is not None]
+    given = (first_argument(node.operation), *node.others, *constants)
+    return absorb.Reading((*first, *others), view.shapes[tensor][1:], given)
+
+
+def require_one_dtype(view: View, node: Node) -> None:
+    """Refuse a call that changes the dtype: beyond it other numbers overflow or round."""
+    after = view.dtypes[node.outputs[0]]
+    for tensor in (*node.inputs, *node.side_inputs):
+        if view.dtypes[tensor] != after:
+            raise Refused(f"'{node.path}' takes {view.dtypes[tensor]} and gives {after}")
+
+
+def _shapes(view: View, inputs: tuple[Tensor, ...], node: Node) -> transmit.Shapes:
+    return transmit.Shapes(
+        tuple(view.shapes[tensor][1:] for tensor in inputs), view.shapes[node.outputs[0]][1:]
+    )
+
+
+def _input_name(view: View, tensor: Tensor) -> str:
+    return view.input_names[view.inputs.index(tensor)]
