@@ -111,3 +111,26 @@ def test_a_file_of_tensorflows_is_read(tmp_path):
     with np.load(tmp_path / "outputs.npz") as arrays:
         np.testing.assert_allclose(run(model, arrays["x"]), arrays["y"], **CLOSE)
     assert int(ops.convert_to_numpy(model.layers[4].num_batches_tracked.value)) == 6
+
+
+@pytest.mark.parametrize(
+    "change", [lambda model: keras_bn.fold(model).model, keras_bn.replace_batch_norm]
+)
+def test_training_a_changed_copy_leaves_the_original_usable(change):
+    # JAX's training step takes the arrays that it updates away from all who hold them.
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(3),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            keras_bn.layers.BatchNormalization(),
+            layers.ReLU(),
+        ]
+    )
+    x = np.random.default_rng(0).normal(size=(8, 4))
+    before = run(model, x)
+    copy = change(model)
+    copy.compile("sgd", "mse")
+    copy.fit(x, np.zeros((8, 3)), verbose=0)
+    np.testing.assert_array_equal(run(model, x), before)

@@ -112,7 +112,8 @@ def _carry_weights_over(original: keras.Layer, twin: keras.Layer) -> None:
         twins = {weight.name: weight for weight in twin.weights}
         for weight in original.weights:
             if weight.name in twins:
-                twins[weight.name].assign(weight)
+                # A copy: JAX deletes the arrays of a model that is trained.
+                twins[weight.name].assign(keras.ops.copy(weight))
     elif not (isinstance(original, keras.layers.Wrapper) and _is_stock(original.layer)):
         copy_weights(original, twin)
 
