@@ -133,6 +133,8 @@ class Move:
             if tensor != node.outputs[0]:
                 raise Refused(f"it is not the first output of '{node.path}'")
             affine = self._to_apply(storage, "backward")
+            if rule.zeroed_by_mask and affine.shifts and is_masked(self.landing.view, node):
+                raise Refused(f"'{node.path}' gives zeros at masked steps, without any shift")
             change = rule.backward(node.operation, affine)
             self._absorb(node, "backward", affine, change, storage)
         else:
@@ -244,6 +246,12 @@ def reading(view: View, node: Node, tensor: Tensor) -> absorb.Reading:
     constants = [name for name, value in node.constants.items() if value is not None]
     given = (first_argument(node.operation), *node.others, *constants)
     return absorb.Reading((*first, *others), view.shapes[tensor][1:], given)
+
+
+def is_masked(view: View, node: Node) -> bool:
+    """Whether `node` is called with a mask, given to it or carried by its input."""
+    given = "mask" in node.others or node.constants.get("mask") is not None
+    return given or not view.masked.isdisjoint(node.inputs)
 
 
 def require_one_dtype(view: View, node: Node) -> None:
