@@ -12,9 +12,6 @@ Inference itself takes a multiplication and an addition; tools/benchmarks/update
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import keras
 
 from keras_bn.layers import BatchNormalization
@@ -41,45 +38,26 @@ def normalize(layer: BatchNormalization, inputs: Tensor) -> tuple[Tensor, Moment
     """What a training call of `layer` returns, and the moments of the batch in float32."""
     import tensorflow as tf
 
-    channels = inputs.shape[-1]
-    shape = tf.shape(inputs)
+    x = tf.cast(inputs, tf.float32)
+    if len(x.shape) == 2:
+        x = x[tf.newaxis]  # one sample of many positions
+    positions = list(range(1, len(x.shape) - 1))
+    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+
+    # No number of elements divides nothing: an empty batch has mean and variance 0.
+    total = tf.reduce_sum(tf.reduce_sum(x, positions), 0)
+    mean = tf.math.divide_no_nan(total, count)
+    deviation = x - mean
+    squares = tf.square(tf.math.reduce_euclidean_norm(deviation, positions))
+    variance = tf.math.divide_no_nan(tf.reduce_sum(squares, 0), count)
+
+    slope = tf.math.rsqrt(variance + layer.epsilon)
+    if layer.gamma is not None:
+        slope *= tf.cast(layer.gamma, tf.float32)
+    outputs = deviation * slope
+    if layer.beta is not None:
+        outputs += tf.cast(layer.beta, tf.float32)
+    outputs = tf.cast(outputs, layer.compute_dtype)
     if len(inputs.shape) == 2:
-        samples, elements = 1, shape[0]
-    else:  # counted, not -1, which an empty batch leaves open
-        samples, elements = shape[0], tf.reduce_prod(shape[1:-1])
-    flat = tf.reshape(tf.cast(inputs, tf.float32), [samples, elements, channels])
-    gamma = tf.ones([channels]) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
-    beta = tf.zeros([channels]) if layer.beta is None else tf.cast(layer.beta, tf.float32)
-    outputs, mean, variance, count = _arithmetic()(flat, gamma, beta, layer.epsilon)
-    mean.set_shape([channels])
-    variance.set_shape([channels])
-    outputs = tf.reshape(tf.cast(outputs, layer.compute_dtype), shape)
-    outputs.set_shape(inputs.shape)
+        outputs = outputs[0]
     return outputs, Moments(mean, variance, count)
-
-
-@cache
-def _arithmetic() -> Any:
-    """The operations as one function of a graph: traced once, not once for each layer."""
-    import tensorflow as tf
-
-    vector = tf.TensorSpec([None], tf.float32)
-    flat = tf.TensorSpec([None, None, None], tf.float32)  # samples, elements, channels
-    number = tf.TensorSpec([], tf.float32)
-
-    @tf.function(input_signature=[flat, vector, vector, number], autograph=False)
-    def arithmetic(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor) -> tuple[Tensor, ...]:
-        count = tf.cast(tf.reduce_prod(tf.shape(x)[:2]), tf.float32)
-        divisor = tf.maximum(count, 1.0)
-        mean = tf.reduce_sum(tf.reduce_sum(x, 1), 0) / divisor
-        deviation = x - mean
-        squares = tf.square(tf.math.reduce_euclidean_norm(deviation, 1))
-        variance = tf.reduce_sum(squares, 0) / divisor
-        return (
-            deviation * (gamma * tf.math.rsqrt(variance + epsilon)) + beta,
-            mean,
-            variance,
-            count,
-        )
-
-    return arithmetic

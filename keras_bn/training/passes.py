@@ -1,8 +1,7 @@
 """One forward pass over batches on each backend, and what its batch normalizations saw.
 
-- TensorFlow: a graph. Each call of a layer adds to a variable, which every replica of the model's
-  tf.distribute strategy has its own of. So a layer may stand in a loop or in a tf.function of the
-  model's, and nothing is read until the end.
+- TensorFlow: a graph. Every batch adds to a variable, which every replica of the model's
+  tf.distribute strategy has its own of, and nothing is read until the end.
 - JAX: one compiled function of the weights and a batch, which a keras.distribution spreads over
   its devices and processes.
 - PyTorch: the model as it is, without gradients.
@@ -11,9 +10,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, reduce
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import keras
@@ -29,9 +30,11 @@ Array = np.ndarray
 
 
 class Estimate(Protocol):
-    """An estimate of a population's statistics that can be merged from those of its parts.
+    """An estimate of populations' statistics that can be merged from those of their parts.
 
-    A state is a float64 array (parts, *channels), all zero at first; `xp` is NumPy or keras.ops.
+    A state is a float64 array (parts, channels), all zero at first, with the channels of all
+    layers side by side: merging one array takes no longer than merging one layer's. `xp` is NumPy
+    or keras.ops.
     """
 
     parts: int
@@ -57,45 +60,57 @@ def build(model: keras.Model, inputs: Any) -> None:
         model(tree.map_structure(symbol, inputs), training=False)
 
 
-def final_states(
-    model: keras.Model, layers: Sequence[Any], estimates: Sequence[Estimate], batches: Iterable[Any]
-) -> list[Array]:
-    """Call `model` on `batches`, with `layers` alone in training; the state of each estimate.
+def final_state(
+    model: keras.Model, layers: Sequence[Any], estimate: Estimate, batches: Iterable[Any]
+) -> Array:
+    """Call `model` on `batches`, with `layers` alone in training; the state of the estimate.
 
     No weight of the model has moved afterwards, whatever `batches` raise.
     """
     passes = {"tensorflow": _in_a_graph, "jax": _compiled, "torch": _eagerly}
-    return passes[keras.backend.backend()](model, layers, estimates, batches)
+    return passes[keras.backend.backend()](model, layers, estimate, batches)
+
+
+def channels(layers: Sequence[Any]) -> list[int]:
+    """How many channels each layer has in a state."""
+    return [math.prod(layer.moving_mean.shape) for layer in layers]
 
 
 def _in_a_graph(
-    model: keras.Model, layers: Sequence[Any], estimates: Sequence[Estimate], batches: Iterable[Any]
-) -> list[Array]:
+    model: keras.Model, layers: Sequence[Any], estimate: Estimate, batches: Iterable[Any]
+) -> Array:
     import tensorflow as tf
 
     strategy = model.distribute_strategy
+    sizes = channels(layers)
     with strategy.scope():
-        states = [
-            tf.Variable(
-                tf.zeros([estimate.parts, math.prod(layer.moving_mean.shape)], tf.float64),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-            )
-            for layer, estimate in zip(layers, estimates, strict=True)
-        ]
+        state = tf.Variable(
+            tf.zeros([estimate.parts, sum(sizes)], tf.float64),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
 
-    merged = {estimate: _merging(estimate) for estimate in set(estimates)}
+    def add(calls: list[list[Any]]) -> None:
+        for moments in _side_by_side(calls, sizes, ops):
+            new = estimate.of(tf.cast(moments, tf.float64), ops)
+            state.assign(estimate.merged(state.read_value(), new, ops))
+
+    replica = threading.local()  # of which each traces the model in a thread of its own
 
     def record(index: int, batch: Moments) -> None:
-        state = states[index]
-        moments = tf.reshape(tf.cast(_stacked(batch), tf.float64), [3, -1])
-        state.assign(merged[estimates[index]](state.read_value(), moments))
+        if tf.compat.v1.get_default_graph() is replica.graph:
+            replica.calls[index].append(_stacked(batch))
+        else:  # in a loop, branch or tf.function of the model's, which tensors do not leave
+            add([[_stacked(batch)] if layer is layers[index] else [] for layer in layers])
 
     with _unmoved(model), recording(layers, record) as training:
 
         def forward(x: Any) -> None:
+            replica.graph = tf.compat.v1.get_default_graph()
+            replica.calls = [[] for _ in layers]
             model(x, training=training)
+            add(replica.calls)
 
         @tf.function(reduce_retracing=True, autograph=False)
         def step(x: Any) -> None:
@@ -104,28 +119,11 @@ def _in_a_graph(
         for x in batches:
             step(_split(x, strategy))
 
-    final = []
-    for layer, estimate, state in zip(layers, estimates, states, strict=True):
-        replicas = [value.numpy() for value in strategy.experimental_local_results(state)]
-        # Synchronized replicas all saw the same moments, those of the whole batch.
-        seen = replicas[:1] if layer.synchronized else replicas
-        together = reduce(partial(estimate.merged, xp=np), seen)
-        final.append(together.reshape(-1, *layer.moving_mean.shape))
-    return final
-
-
-def _merging(estimate: Estimate) -> Any:
-    """A function of a state and a batch's moments: traced once, not once for each layer."""
-    import tensorflow as tf
-
-    state = tf.TensorSpec([estimate.parts, None], tf.float64)
-    moments = tf.TensorSpec([3, None], tf.float64)
-
-    @tf.function(input_signature=[state, moments], autograph=False)
-    def merged(state: Any, moments: Any) -> Any:
-        return estimate.merged(state, estimate.of(moments, ops), ops)
-
-    return merged
+    first, *others = [value.numpy() for value in strategy.experimental_local_results(state)]
+    # Synchronized replicas all saw the same moments, those of the whole batch.
+    seen_once = np.repeat([bool(layer.synchronized) for layer in layers], sizes)
+    others = [np.where(seen_once, 0.0, other) for other in others]
+    return reduce(partial(estimate.merged, xp=np), others, first)
 
 
 def _split(x: Any, strategy: Any) -> Any:
@@ -147,11 +145,11 @@ def _split(x: Any, strategy: Any) -> Any:
 
 
 def _compiled(
-    model: keras.Model, layers: Sequence[Any], estimates: Sequence[Estimate], batches: Iterable[Any]
-) -> list[Array]:
+    model: keras.Model, layers: Sequence[Any], estimate: Estimate, batches: Iterable[Any]
+) -> Array:
     import jax
 
-    states = _zeros(layers, estimates)
+    state = _zeros(layers, estimate)
     recorded: list[list[Any]] = []
 
     def record(index: int, batch: Moments) -> None:
@@ -173,16 +171,16 @@ def _compiled(
         step = jax.jit(step, out_shardings=shardings)
         for x in batches:
             calls, others = step(trainable, others, tree.map_structure(array, x))
-            _add(states, estimates, jax.device_get(calls))
-    return states
+            state = _with(state, layers, estimate, jax.device_get(calls))
+    return state
 
 
 def _eagerly(
-    model: keras.Model, layers: Sequence[Any], estimates: Sequence[Estimate], batches: Iterable[Any]
-) -> list[Array]:
+    model: keras.Model, layers: Sequence[Any], estimate: Estimate, batches: Iterable[Any]
+) -> Array:
     import torch
 
-    states = _zeros(layers, estimates)
+    state = _zeros(layers, estimate)
     recorded: list[list[Any]] = []
 
     def record(index: int, batch: Moments) -> None:
@@ -198,29 +196,42 @@ def _eagerly(
             recorded[:] = [[] for _ in layers]
             with keras.device(str(device)):
                 model(tree.map_structure(tensor, x), training=training)
-            _add(states, estimates, tree.map_structure(ops.convert_to_numpy, recorded))
-    return states
+            calls = tree.map_structure(ops.convert_to_numpy, recorded)
+            state = _with(state, layers, estimate, calls)
+    return state
 
 
 def _stacked(batch: Moments) -> Any:
-    """(mean, variance, count) of every channel in one tensor, to be moved as one."""
+    """(mean, variance, count) × channels in one tensor, to be moved as one."""
     count = ops.broadcast_to(ops.cast(batch.count, batch.mean.dtype), batch.mean.shape)
-    return ops.stack([batch.mean, batch.variance, count])
+    return ops.reshape(ops.stack([batch.mean, batch.variance, count]), (3, -1))
 
 
-def _zeros(layers: Sequence[Any], estimates: Sequence[Estimate]) -> list[Array]:
-    return [
-        np.zeros((estimate.parts, *layer.moving_mean.shape))
-        for layer, estimate in zip(layers, estimates, strict=True)
-    ]
+def _side_by_side(calls: Sequence[Sequence[Any]], sizes: Sequence[int], xp: Any) -> Iterator[Any]:
+    """(mean, variance, count) × the channels of all layers: of their first calls, their second, …
+
+    Args:
+        calls: The stacked moments of each layer's calls. A layer that was called less often than
+            another saw no element in the calls that it lacks.
+        sizes: How many channels each layer has.
+        xp: NumPy or keras.ops.
+    """
+    for together in zip_longest(*calls):
+        parts = zip(together, sizes, strict=True)
+        yield xp.concatenate(
+            [xp.zeros((3, size)) if one is None else one for one, size in parts], 1
+        )
 
 
-def _add(states: list[Array], estimates: Sequence[Estimate], calls: list[list[Array]]) -> None:
-    """Merge into `states` the stacked moments of each layer's calls."""
-    for index, (estimate, moments) in enumerate(zip(estimates, calls, strict=True)):
-        for one in moments:
-            new = estimate.of(one.astype("float64"), np)
-            states[index] = estimate.merged(states[index], new, np)
+def _zeros(layers: Sequence[Any], estimate: Estimate) -> Array:
+    return np.zeros((estimate.parts, sum(channels(layers))))
+
+
+def _with(state: Array, layers: Sequence[Any], estimate: Estimate, calls: list[Any]) -> Array:
+    """The `state` after another batch, in which the layers' `calls` saw what they hold."""
+    for moments in _side_by_side(calls, channels(layers), np):
+        state = estimate.merged(state, estimate.of(moments.astype("float64"), np), np)
+    return state
 
 
 def _to_numpy(x: Any) -> Any:

@@ -7,7 +7,8 @@ wants the mean and variance of each channel over the data, under the final weigh
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, Literal
 
@@ -106,7 +107,10 @@ def update_bn(
     ]
     if not layers:
         return model
-    estimates = [_ESTIMATES[method](int(getattr(layer, "unbiased", False))) for layer in layers]
+    sizes = passes.channels(layers)
+    # Elements that have no variance yet, for each channel: one, where its layer is unbiased.
+    too_few = np.repeat([float(getattr(layer, "unbiased", False)) for layer in layers], sizes)
+    estimate = _ESTIMATES[method](too_few)
     progress = track(
         chain([first], batches),
         "Measuring statistics",
@@ -114,22 +118,22 @@ def update_bn(
         console=Console(stderr=True),
         disable=not (sys.stderr.isatty() if verbose is None else verbose),
     )
-    states = passes.final_states(model, layers, estimates, progress)
-    found = [estimate.found(state) for estimate, state in zip(estimates, states, strict=True)]
-    if not any(one.batches for one in found):
+    found = estimate.found(passes.final_state(model, layers, estimate, progress))
+    if not found.batches.any():
         raise UnsupportedModelError(
             f"calling '{model.name}' reached none of its batch normalizations "
             f"({', '.join(layer.name for layer in layers)}) outside inference: they are called "
             "with training=False, or all that reaches them is masked"
         )
+    found_by_layer = found.split(layers)
     # All of them before any of them moves.
-    for layer, one in zip(layers, found, strict=True):
+    for layer, one in zip(layers, found_by_layer, strict=True):
         if not (np.isfinite(one.mean).all() and np.isfinite(one.variance).all()):
             raise CalibrationError(
                 f"the statistics of layer '{layer.name}' are not finite: expected data without "
                 "NaN and infinity, and weights that do not overflow on them"
             )
-    for layer, one in zip(layers, found, strict=True):
+    for layer, one in zip(layers, found_by_layer, strict=True):
         _assign(layer, one)
     return model
 
@@ -142,14 +146,23 @@ class _Found:
     variance: Array
     mean_known: Array
     variance_known: Array
-    batches: int  # calls of the layer that had something to measure
+    batches: Array  # calls that had something to measure
+
+    def split(self, layers: Sequence[Any]) -> list[_Found]:
+        """What was found for each layer, in the shape of its statistics."""
+        ends = np.cumsum(passes.channels(layers))[:-1]
+        parts = [np.split(getattr(self, field.name), ends) for field in fields(self)]
+        return [
+            _Found(*(part.reshape(layer.moving_mean.shape) for part in own))
+            for layer, *own in zip(layers, *parts, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class _Pooled:
     """Mean and variance of all elements of all batches, merged by Chan's formula."""
 
-    too_few: int  # elements that have no variance yet: one, where it is unbiased
+    too_few: Array  # elements that have no variance yet, per channel
     parts = 4  # batches, count, mean, sum of squared deviations
 
     def of(self, moments: Any, xp: Any) -> Any:
@@ -172,14 +185,14 @@ class _Pooled:
     def found(self, state: Array) -> _Found:
         batches, count, mean, squares = state
         variance = squares / np.maximum(count - self.too_few, 1)
-        return _Found(mean, variance, count > 0, count > self.too_few, int(batches.max()))
+        return _Found(mean, variance, count > 0, count > self.too_few, batches)
 
 
 @dataclass(frozen=True)
 class _Average:
     """The average over batches of each batch's estimates, every batch weighing the same."""
 
-    too_few: int
+    too_few: Array
     parts = 4  # number and sum of means, number and sum of variances
 
     def of(self, moments: Any, xp: Any) -> Any:
@@ -199,7 +212,7 @@ class _Average:
             variance / np.maximum(variances, 1),
             means > 0,
             variances > 0,
-            int(means.max()),
+            means,
         )
 
 
@@ -215,7 +228,7 @@ def _assign(layer: Any, found: _Found) -> None:
         layer.moving_stddev.assign(np.sqrt(variance + layer.epsilon))
     if getattr(layer, "num_batches_tracked", None) is not None:
         counter = layer.num_batches_tracked  # a scalar, or one for each of several channel axes
-        counter.assign(np.full(counter.shape, found.batches))
+        counter.assign(np.full(counter.shape, int(found.batches.max())))
 
 
 def _where_known(value: Array, known: Array, statistic: Any) -> Array:

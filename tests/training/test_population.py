@@ -504,6 +504,50 @@ def test_layers_inside_the_models_own_tf_functions_and_loops():
         assert not np.array_equal(one, other)
 
 
+@pytest.mark.backend("tensorflow", because="tf.function is TensorFlow's")
+def test_layers_in_loops_stand_beside_others():
+    import tensorflow as tf
+
+    class Mixed(keras.Model):
+        """Calls `looped` in a loop, `once` outside of it, and `twice` on both sides of it."""
+
+        def __init__(self):
+            super().__init__()
+            self.once, self.looped, self.twice = OURS(), STOCK(), OURS(dtype="float64")
+            self.widen = keras.layers.Dense(2)
+
+        def call(self, x, training=None):
+            x = self.twice(self.once(x, training=training), training=training)
+            _, x = tf.while_loop(
+                lambda step, x: step < 3,
+                lambda step, x: (step + 1, 2 * self.looped(x, training=training)),
+                [0, tf.cast(x, tf.float32)],
+            )
+            return self.widen(self.twice(x, training=training))
+
+    x = data(64)
+    model = Mixed()
+    model(x)
+    randomize(model)
+    layers = model.once, model.looped, model.twice
+    update_bn(model, x, batch_size=16)
+    seen = {layer: [] for layer in layers}
+
+    def passed(layer, x):
+        seen[layer].append(x)
+        return normalized(x, array(layer.gamma), array(layer.beta))
+
+    for batch in np.split(x, 4):
+        batch = passed(model.twice, passed(model.once, batch))
+        for _ in range(3):
+            batch = 2 * passed(model.looped, batch)
+        passed(model.twice, batch)
+    assert [len(seen[layer]) for layer in layers] == [4, 12, 8]
+    for layer in layers:
+        whole = np.concatenate(seen[layer])
+        check(layer, whole.mean(0), whole.var(0, ddof=int(layer is not model.looped)))
+
+
 class Own(STOCK):
     def call(self, inputs, training=None, mask=None):
         return super().call(inputs, training, mask)
