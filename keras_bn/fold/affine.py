@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -50,11 +51,11 @@ class Affine:
     def shape(self) -> tuple[int, ...]:
         return self.scale.shape
 
-    @property
+    @cached_property
     def scales(self) -> bool:
         return bool(np.any(self.scale != 1))
 
-    @property
+    @cached_property
     def shifts(self) -> bool:
         return bool(np.any(self.shift != 0))
 

@@ -1,35 +1,51 @@
-"""`keras_bn.fold`: read the model, plan, rebuild, measure the difference."""
+"""`keras_bn.fold`: read the model, plan, rebuild, verify."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
-from keras import tree
 
-from keras_bn.fold.plan import plan
+from keras_bn.fold.plan import FoldPlan, plan
 from keras_bn.fold.result import FoldResult
-from keras_bn.graph.inputs import random_inputs
+from keras_bn.fold.verify import Verifier
 from keras_bn.graph.rebuild import rebuild
+from keras_bn.graph.trace import opened
 from keras_bn.graph.view import view
 
 
-def fold(model: keras.Model, *, keep: Collection[str] = ()) -> FoldResult:
+def fold(
+    model: keras.Model,
+    *,
+    keep: Collection[str] = (),
+    rebase: bool = True,
+    verify: bool = True,
+) -> FoldResult:
     """Fold every batch normalization of `model` that algebra allows into its neighbours.
 
-    In inference a batch normalization is a scale and a shift per channel. Convolutions (also
-    depthwise, separable and transposed ones) and Dense layers before or after it take both
-    into their weights, across whatever leaves channels alone in between. The arithmetic is
-    done in float64 and stored in each variable's dtype, so that the folded model differs from
-    the original by rounding only.
+    In inference a batch normalization is a scale and a shift per channel. Layers with weights,
+    such as convolutions, Dense, attention and recurrent layers, take both into them, across
+    whatever leaves channels alone in between. Where only one of the two can go, it goes, and the
+    other is left as one addition or multiplication. Rescaling, Normalization, the gamma and beta
+    of a LayerNormalization, and constants that something is multiplied by or added to are scales
+    and shifts as well, and go likewise. The arithmetic is done in float64 and stored in each
+    variable's dtype, so that the folded model differs from the original by rounding only.
+
+    Layers and models of your own that are made of other layers are opened up: what they call
+    becomes part of the folded model, in a nested model of their name.
 
     Args:
-        model: A built Functional or Sequential model, nested models and shared layers
-            included. It is not changed.
+        model: A built model: Functional, Sequential, or subclassed if its `call` runs on symbolic
+            tensors. It is not changed.
         keep: Names of normalizations to leave alone; "model/layer" inside a nested model.
+        rebase: Whether tensors that several layers read may be stored otherwise than the original
+            computes them, as the stream of a ResNetV2, which those layers make good for. It
+            widens the range of values there, which costs int8 accuracy.
+        verify: Whether to run both models on random inputs, and to leave alone every
+            normalization whose folding makes the result worse than rounding does.
 
     Returns:
         A `FoldResult` with the folded model, not compiled, and a record for every
@@ -54,32 +70,58 @@ def fold(model: keras.Model, *, keep: Collection[str] = ()) -> FoldResult:
         >>> [layer.name for layer in result.model.layers]
         ['conv']
     """
-    decisions = plan(view(model), keep=keep)
-    folded = rebuild(model, decisions.changes)
-    return FoldResult(folded, decisions.folded, decisions.kept, _max_abs_error(model, folded))
+    readable = opened(model)
+
+    def attempt(kept: Collection[str]) -> tuple[FoldPlan, keras.Model]:
+        decisions = plan(view(readable.model), keep=kept, rebase=rebase, closed=readable.closed)
+        return decisions, rebuild(readable.model, decisions.changes)
+
+    decisions, folded = attempt(keep)
+    if not verify:
+        return _result(decisions, folded, math.nan, {})
+    verdict_on = Verifier(model, readable.model)
+    verdict = verdict_on(folded)
+    undone: dict[str, str] = {}
+    while not verdict.holds:
+
+        def holds_without(left: Sequence[str], kept: Collection[str] = (*keep, *undone)) -> bool:
+            return verdict_on(attempt({*kept, *left})[1]).holds
+
+        harmful = _harmful(decisions.moved, holds_without)
+        if harmful is None:
+            break
+        undone[harmful] = f"folding it made the result worse: {verdict}"
+        decisions, folded = attempt({*keep, *undone})
+        verdict = verdict_on(folded)
+    return _result(decisions, folded, verdict.max_abs_error, undone)
 
 
-def _max_abs_error(model: keras.Model, folded: keras.Model) -> float:
-    """Largest absolute difference between the two models' outputs on random inputs.
+def _harmful(moved: Sequence[str], holds_without: Callable[[Sequence[str]], bool]) -> str | None:
+    """The first of the normalizations `moved` with which the result stops to hold.
 
-    NaN where the original cannot be run on random numbers, as with strings or matrices that
-    have to be positive definite.
+    None where it does not hold even without any of them.
     """
-    try:
-        inputs = random_inputs(model)
-        original = _outputs(model, inputs)
-    except Exception:  # a layer may raise anything at values that it cannot take
-        return math.nan
-    pairs = zip(original, _outputs(folded, inputs), strict=True)
-    return max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
+    if not holds_without(moved):
+        return None
+    good, bad = 0, len(moved)  # how many of them move
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if holds_without(moved[middle:]):
+            good = middle
+        else:
+            bad = middle
+    return moved[good]
 
 
-def _outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
-    """What `model` computes, in float64; the states that some layers keep stay as they are."""
-    outputs, _ = model.stateless_call(
-        model.trainable_variables, model.non_trainable_variables, inputs, training=False
+def _result(
+    decisions: FoldPlan, folded: keras.Model, max_abs_error: float, undone: Mapping[str, str]
+) -> FoldResult:
+    def told(records: list[Any]) -> list[Any]:
+        return [
+            replace(record, reason=undone[record.layer]) if record.layer in undone else record
+            for record in records
+        ]
+
+    return FoldResult(
+        folded, decisions.folded, told(decisions.kept), max_abs_error, told(decisions.others)
     )
-    return [
-        np.asarray(keras.ops.convert_to_numpy(output), np.float64)
-        for output in tree.flatten(outputs)
-    ]

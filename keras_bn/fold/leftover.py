@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_bn.fold import absorb
+from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.affine import Affine, Array
 from keras_bn.fold.sources import gamma_beta, is_batch_norm, read_batch_norm, spread
 from keras_bn.graph.view import Node
@@ -40,8 +42,9 @@ def leftover(node: Node, affine: Affine) -> Leftover:
     if affine.scales and affine.shifts and is_batch_norm(layer) and _fits(layer, affine):
         config = {"center": True, "scale": True}
         return Leftover(None, lambda: _batch_norm_weights(layer, affine), config)
-    scale: Any = affine.scale.tolist() if affine.scales else 1.0
-    shift: Any = affine.shift.tolist() if affine.shifts else 0.0
+    # Arrays, since Keras reads lists as float32 even where the layer computes in float64.
+    scale: Any = affine.scale if affine.scales else 1.0
+    shift: Any = affine.shift if affine.shifts else 0.0
     dtype = getattr(layer, "dtype_policy", None)
     return Leftover(lambda: layers.Rescaling(scale, shift, dtype=dtype), dict)
 
@@ -65,3 +68,22 @@ def _batch_norm_weights(layer: Any, affine: Affine) -> dict[str, Array]:
         layer.epsilon,
     )
     return {"gamma": gamma, "beta": beta}
+
+
+def end_leftover(node: Node, affine: Affine) -> Leftover:
+    """What the normalization called at `node` becomes when `affine` is left of its own."""
+    layer = node.operation
+    if affine.is_identity:
+        end = affine_end(layer, len(affine.shape))
+        assert end is not None
+        return Leftover(None, lambda: end.weights, end.config)
+    rule = absorb.rule_for(layer)
+    assert rule is not None and rule.backward is not None
+    change = rule.backward(layer, affine)
+
+    def weights() -> dict[str, Array]:
+        shapes = {name: value.shape for name, value in rule.read(layer).items()}
+        one = {name: np.full(shape, float(name != "beta")) for name, shape in shapes.items()}
+        return change(one)
+
+    return Leftover(None, weights, rule.gains(layer))

@@ -64,6 +64,7 @@ class Landing:
     Attributes:
         view: What is left of the graph.
         composable: The calls that are affines themselves, with which another is composed.
+        ends: The calls that end in an affine, with which another behind them is composed.
         kept: Ids of operations that are to stay as they are.
         may_invert: Whether an affine may be undone, so that one side of a tensor can make good
             for what is done to the other.
@@ -71,6 +72,7 @@ class Landing:
 
     view: View
     composable: frozenset[Site]
+    ends: frozenset[Site]
     kept: frozenset[int]
     may_invert: bool
 
@@ -136,7 +138,8 @@ class Move:
             if rule.zeroed_by_mask and affine.shifts and is_masked(self.landing.view, node):
                 raise Refused(f"'{node.path}' gives zeros at masked steps, without any shift")
             change = rule.backward(node.operation, affine)
-            self._absorb(node, "backward", affine, change, storage)
+            composed = node.site in self.landing.ends
+            self._absorb(node, "backward", affine, None if composed else change, storage)
         else:
             self._transmit(node, None, storage)
 
@@ -211,6 +214,8 @@ class Move:
     def _passed_by(self, node: Node) -> tuple[Tensor, ...]:
         """The inputs of `node` that affines pass to its output."""
         view = self.landing.view
+        if id(node.operation) in self.landing.kept:
+            raise Refused(f"'{node.path}' was asked to be kept as it is")
         if transmit.rule_for(node.operation) is None:
             kind = type(node.operation).__name__
             raise Refused(f"'{node.path}' ({kind}) is not a layer that a scale and shift can pass")

@@ -10,17 +10,28 @@ all its calls meet the same affine, and then all those normalizations go togethe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_bn.fold import absorb
+from keras_bn.fold.absorb import normalization
+from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.affine import Affine, Refused, Shape
-from keras_bn.fold.leftover import leftover
-from keras_bn.fold.move import Absorption, Direction, Landing, Move, require_one_dtype
+from keras_bn.fold.leftover import end_leftover, leftover
+from keras_bn.fold.move import (
+    Absorption,
+    Direction,
+    Landing,
+    Move,
+    is_masked,
+    require_one_dtype,
+)
 from keras_bn.fold.result import FoldedLayer, KeptLayer
 from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, typical_magnitude
 from keras_bn.graph.rebuild import Changes
@@ -34,11 +45,20 @@ _LARGEST_SHIFT = 16.0
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """What to change in the model, and the account of every normalization in it."""
+    """What to change in the model, and the account of every normalization in it.
+
+    Attributes:
+        changes: What to change.
+        folded, kept: What became of the batch normalizations.
+        others: What became of everything else that scales or shifts.
+        moved: The paths of all those of which something moved, in the order of the moves.
+    """
 
     changes: Changes
     folded: list[FoldedLayer]
     kept: list[KeptLayer]
+    others: list[FoldedLayer | KeptLayer]
+    moved: list[str]
 
 
 class Step(NamedTuple):
@@ -133,8 +153,10 @@ class _State:
     Attributes:
         view: What is left of the graph.
         affines: What each call that may go does by now.
-        composable: The calls among them that can do anything else as well, since their operation
-            is called nowhere else.
+        composable: The calls among them whose operation is called nowhere else, so that it can do
+            anything else as well.
+        ends: The calls of layers that normalise something else and end in an affine, gamma and
+            beta. That can leave forward only.
         kept: Ids of operations to leave alone.
         removed: The calls that are gone.
         absorbed: What layers took in, by layer id.
@@ -144,13 +166,32 @@ class _State:
     view: View
     affines: dict[Site, Affine]
     composable: frozenset[Site]
+    ends: frozenset[Site]
     kept: frozenset[int]
     removed: frozenset[Site] = frozenset()
     absorbed: dict[int, Absorbed] = field(default_factory=dict)
     moved: tuple[Moved, ...] = ()
 
+    @cached_property
+    def bare(self) -> frozenset[Site]:
+        """The ends of which nothing is left."""
+        return frozenset(site for site in self.ends if self.affines[site].is_identity)
 
-def plan(view: View, *, keep: Collection[str] = (), rebase: bool = True) -> FoldPlan:
+    @cached_property
+    def operations(self) -> int:
+        """How many additions, multiplications and calls of affines are left."""
+        left = [self.affines[site] for site in self.affines if site not in self.removed]
+        calls = len(left) - len(self.ends)
+        return calls + sum(affine.scales + affine.shifts for affine in left)
+
+
+def plan(
+    view: View,
+    *,
+    keep: Collection[str] = (),
+    rebase: bool = True,
+    closed: Mapping[int, str] = MappingProxyType({}),
+) -> FoldPlan:
     """Decide for every affine in `view` whether and where it folds.
 
     Args:
@@ -158,43 +199,67 @@ def plan(view: View, *, keep: Collection[str] = (), rebase: bool = True) -> Fold
         keep: Names or paths ("backbone/bn") of normalizations to leave alone.
         rebase: Whether a tensor that several layers read may be stored otherwise than the
             original computes it, which those layers then make good for.
+        closed: By id, the layers made of others that `view` does not see into, and why.
 
     Raises:
         ValueError: `keep` names something that is not a normalization of this model.
         UnsupportedModelError: a normalization's statistics are not finite.
     """
-    calls = [node for node in view.nodes if is_affine(node.operation)]
+    calls = [node for node in view.nodes if is_affine(node.operation) or _is_end(view, node)]
     _check_keep(keep, calls)
     asked = [node for node in calls if node.operation.name in keep or node.path in keep]
     affines, reasons = _affines(view, calls)
-    reasons |= {node.site: "asked to be kept" for node in asked}
+    for node in asked:
+        reasons[node.site] = "asked to be kept"
+        affines.pop(node.site, None)
     state = _State(
         view,
-        {site: affine for site, affine in affines.items() if site not in reasons},
-        frozenset(node.site for node in calls if len(view.calls[id(node.operation)]) == 1),
+        affines,
+        frozenset(
+            node.site
+            for node in calls
+            if node.site in affines and not _is_end(view, node) and _is_single(view, node)
+        ),
+        frozenset(node.site for node in calls if node.site in affines and _is_end(view, node)),
         frozenset(id(node.operation) for node in asked),
     )
     level = 0
     while level < len(ROUTES):
         before = state
         for site in before.affines:
-            if site not in state.removed:
+            if site not in state.removed and site not in state.bare:
                 state = _try(state, site, ROUTES[level], reasons, rebase)
         level = 0 if state is not before else level + 1  # what moves may clear the way for another
-    folded, kept = _account(calls, state, reasons)
-    return FoldPlan(_changes(affines, state), folded, [*kept, *_enclosed(view)])
+    nodes = {node.site: node for node in calls}
+    return FoldPlan(
+        _changes(affines, state),
+        *_account(calls, state, reasons, [*_enclosed(view, closed)]),
+        list(
+            dict.fromkeys(nodes[site].path for moved in state.moved for site in sorted(moved.sites))
+        ),
+    )
+
+
+def _is_end(view: View, node: Node) -> bool:
+    """Whether `node` is the only call of a layer that normalises something and scales it then."""
+    return absorb.rule_for(node.operation) in normalization.RULES and _is_single(view, node)
+
+
+def _is_single(view: View, node: Node) -> bool:
+    """Whether the operation called at `node` is called nowhere else."""
+    return len(view.calls[id(node.operation)]) == 1
 
 
 def _check_keep(keep: Collection[str], calls: list[Node]) -> None:
     if isinstance(keep, str):
         raise TypeError(f"keep takes a collection of layer names, received the string {keep!r}")
-    layers = [node for node in calls if isinstance(node.operation, keras.Layer)]
-    known = {name for node in layers for name in (node.operation.name, node.path)}
+    known = {name for node in calls for name in (node.operation.name, node.path)}
     unknown = sorted(set(keep) - known)
     if unknown:
+        layers = {node.path for node in calls if is_batch_norm(node.operation)}
         raise ValueError(
             f"keep names {', '.join(map(repr, unknown))}, which is no batch normalization of this "
-            f"model; it has {', '.join(sorted(node.path for node in layers)) or 'none'}"
+            f"model; it has {', '.join(sorted(layers)) or 'none'}"
         )
 
 
@@ -211,7 +276,12 @@ def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Si
                 )
             if node.training:
                 raise Refused("it is called with training=True and normalises every batch anew")
-            affine = affine_of(node, len(view.shapes[node.outputs[0]]) - 1)
+            rank = len(view.shapes[node.outputs[0]]) - 1
+            end = affine_end(node.operation, rank)
+            if end is not None:
+                affines[node.site] = end.affine
+                continue
+            affine = affine_of(node, rank)
             if affine is None:
                 continue
             require_one_dtype(view, node)
@@ -245,13 +315,18 @@ def _try(
     refusals = []
     for route in routes:
         apart = len(route.steps) > 1 or route.partial
-        if apart and not (site in state.composable and affine.scales and affine.shifts):
+        if apart and not (_is_single(state.view, node) and affine.scales and affine.shifts):
+            continue
+        if site in state.ends and any(step.direction == "backward" for step in route.steps):
             continue
         may_invert = route.may_invert and rebase and _undoable(node, affine)
         if route.may_invert and not (may_invert or apart):
             continue  # the same as without
         try:
-            return _follow(state, site, route.steps, may_invert)
+            followed = _follow(state, site, route.steps, may_invert)
+            if followed.operations < state.operations:
+                return followed
+            raise Refused("it would only change places with another")
         except Refused as refusal:
             refusals.append(f"{route.steps[0].direction}: {refusal}")
     if routes is ROUTES[0]:
@@ -277,7 +352,7 @@ def _follow(state: _State, site: Site, steps: tuple[Step, ...], may_invert: bool
 
 def _move(state: _State, site: Site, step: Step, may_invert: bool) -> _State:
     """The plan in which the affine at `site`, and those that must go along, took `step`."""
-    landing = Landing(state.view, state.composable - state.removed, state.kept, may_invert)
+    landing = Landing(state.view, state.composable, state.ends, state.kept, may_invert)
     sites = {site}
     while True:
         move = _sent(state, landing, sites, step)
@@ -298,8 +373,16 @@ def _sent(state: _State, landing: Landing, sites: set[Site], step: Step) -> Move
     for site in sites:
         leaving, _ = take(state.affines[site], step)
         for node in state.view.at[site]:
+            if site in state.ends and leaving.shifts and _gives_zeros(state.view, node):
+                raise Refused(f"'{node.path}' gives zeros, not its beta, where its mask is False")
             move.send(node, leaving, step.direction)
     return move
+
+
+def _gives_zeros(view: View, node: Node) -> bool:
+    """Whether the layer called at `node` gives zeros under a mask that this call has."""
+    rule = absorb.rule_for(node.operation)
+    return rule is not None and rule.zeroed_by_mask and is_masked(view, node)
 
 
 # --- shared layers ------------------------------------------------------------------------------
@@ -358,7 +441,7 @@ def _apply(state: _State, move: Move, step: Step) -> _State:
     gone = set()
     for site in move.sources:
         _, affines[site] = take(affines[site], step)
-        if affines[site].is_identity:
+        if affines[site].is_identity and site not in state.ends:
             gone.add(site)
     absorbed = dict(state.absorbed)
     for calls in _by_call(move).values():
@@ -392,7 +475,7 @@ def _changes(before: dict[Site, Affine], state: _State) -> Changes:
         if site in state.removed or affine is before[site]:
             continue
         (node,) = state.view.at[site]
-        rest = leftover(node, affine)
+        rest = (end_leftover if site in state.ends else leftover)(node, affine)
         weights[id(node.operation)] = rest.weights
         if rest.layer is None:
             config[id(node.operation)] = rest.config
@@ -405,25 +488,43 @@ def _changes(before: dict[Site, Affine], state: _State) -> Changes:
 
 
 def _account(
-    calls: list[Node], state: _State, reasons: dict[Site, str]
-) -> tuple[list[FoldedLayer], list[KeptLayer]]:
-    """One record for each batch normalization, however many calls and paths it has."""
-    folded, kept = [], []
-    for nodes in _by_layer([node for node in calls if is_batch_norm(node.operation)]):
-        path, sites = nodes[0].path, {node.site for node in nodes}
-        gone = sites & state.removed
-        taken = [moved for moved in state.moved if moved.sites & sites]
-        if gone == sites:
-            folded.append(FoldedLayer(path, _into(taken), _rule(taken)))
+    calls: list[Node], state: _State, reasons: dict[Site, str], enclosed: list[KeptLayer]
+) -> tuple[list[FoldedLayer], list[KeptLayer], list[FoldedLayer | KeptLayer]]:
+    """One record for each layer, however many calls and paths it has."""
+    folded: list[FoldedLayer] = []
+    kept: list[KeptLayer] = []
+    others: list[FoldedLayer | KeptLayer] = []
+    for nodes in _by_layer(calls):
+        record = _record(nodes, state, reasons)
+        if record is None:
             continue
-        stay = dict.fromkeys(reasons[node.site] for node in nodes if node.site not in gone)
-        if gone:
-            count = sum(node.site in gone for node in nodes)
-            note = f" (folded at {count} of its {len(nodes)} calls)"
+        if not is_batch_norm(nodes[0].operation):
+            others.append(record)
+        elif isinstance(record, FoldedLayer):
+            folded.append(record)
         else:
-            note = "".join(f"; only {_way(moved)} ({_into([moved])})" for moved in taken)
-        kept.append(KeptLayer(path, "; ".join(stay) + note))
-    return folded, kept
+            kept.append(record)
+    return folded, kept + enclosed, others
+
+
+def _record(
+    nodes: list[Node], state: _State, reasons: dict[Site, str]
+) -> FoldedLayer | KeptLayer | None:
+    """What became of an operation called at `nodes`; None where it turned out to be no affine."""
+    path, sites = nodes[0].path, {node.site for node in nodes}
+    taken = [moved for moved in state.moved if moved.sites & sites]
+    if sites.isdisjoint(state.affines) and sites.isdisjoint(reasons):
+        return None
+    gone = sites & (state.removed | state.bare)
+    if gone == sites:
+        return FoldedLayer(path, _into(taken), _rule(taken))
+    stay = "; ".join(dict.fromkeys(reasons[node.site] for node in nodes if node.site not in gone))
+    if gone:
+        count = sum(node.site in gone for node in nodes)
+        return KeptLayer(path, f"{stay} (folded at {count} of its {len(nodes)} calls)")
+    parts = [moved for moved in taken if moved.step.part != "all"]
+    only = "".join(f"; only {_way(moved)} ({_into([moved])})" for moved in parts)
+    return KeptLayer(path, stay + only)
 
 
 def _by_layer(nodes: list[Node]) -> list[list[Node]]:
@@ -454,7 +555,7 @@ def _way(moved: Moved) -> str:
     return f"{part}{moved.step.direction} into {', '.join(ends)}{through}"
 
 
-def _enclosed(view: View) -> Iterator[KeptLayer]:
+def _enclosed(view: View, closed: Mapping[int, str]) -> Iterator[KeptLayer]:
     """Normalizations inside layers whose own computation the view cannot see."""
     seen = {id(node.operation) for node in view.nodes if is_batch_norm(node.operation)}
     for node in view.nodes:
@@ -468,7 +569,7 @@ def _enclosed(view: View) -> Iterator[KeptLayer]:
                 yield KeptLayer(node.path, f"{type(layer).__name__} overrides how it is computed")
             else:
                 kind = type(node.operation).__name__
+                why = closed.get(id(node.operation), "computes on its own")
                 yield KeptLayer(
-                    f"{node.path}/{layer.name}",
-                    f"it is inside '{node.path}' ({kind}), which computes on its own",
+                    f"{node.path}/{layer.name}", f"it is inside '{node.path}' ({kind}), which {why}"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """A normalization that is gone: `layer` was merged into `into` by the rule `rule`."""
+    """A scale and shift that is gone: `layer` was merged into `into` by the rule `rule`."""
 
     layer: str
     into: str
@@ -20,7 +20,7 @@ class FoldedLayer:
 
 @dataclass(frozen=True)
 class KeptLayer:
-    """A normalization that stayed, and the reason, in words."""
+    """A scale and shift of which something stayed, and the reason, in words."""
 
     layer: str
     reason: str
@@ -36,10 +36,13 @@ class FoldResult:
         kept: One record for each normalization that stayed.
         max_abs_error: Largest absolute difference between the outputs of the original and the
             folded model on random inputs, in the outputs' own units; NaN where the original
-            cannot be run on random inputs.
+            cannot be run on random inputs, or was not to be verified.
+        others: What became of the scales and shifts that are no batch normalization: Rescaling,
+            Normalization, gamma and beta of layer normalizations, and constants.
     """
 
     model: keras.Model
     folded: list[FoldedLayer]
     kept: list[KeptLayer]
     max_abs_error: float
+    others: list[FoldedLayer | KeptLayer] = field(default_factory=list)

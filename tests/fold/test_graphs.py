@@ -297,12 +297,26 @@ class Block(layers.Layer):
         return self.norm(self.conv(inputs))
 
 
-def test_normalizations_inside_other_layers_are_accounted_for():
+class Scaled(Block):
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=(4,), name="factor")
+
+    def call(self, inputs):
+        return super().call(inputs) * self.factor
+
+
+def test_what_a_layer_of_the_users_calls_folds():
     model = keras.Sequential([keras.Input((6, 6, 3)), Block(name="block"), layers.Flatten()])
     result = fold(model)
-    assert reasons(result) == {
-        "block/norm": "it is inside 'block' (Block), which computes on its own"
-    }
+    assert rules(result) == {"block/norm": ("block/conv", "backward into Conv2D")}
+    assert normalizations(result.model) == []
+
+
+def test_normalizations_inside_closed_layers_are_accounted_for():
+    model = keras.Sequential([keras.Input((6, 6, 3)), Scaled(name="scaled"), layers.Flatten()])
+    (reason,) = reasons(fold(model)).values()
+    assert "it is inside 'scaled' (Scaled), which" in reason
+    assert "factor" in reason
 
 
 class Subclassed(keras.Model):

@@ -1,0 +1,177 @@
+"""Whether a folded model computes what the original computes, up to rounding.
+
+Both models run on random inputs of several sizes. Where they differ by more than float32 usually
+rounds, some models amplify every rounding, so the original is asked how much it does: it is run in
+float64, and on inputs that differ in their last bits. Where outputs saturate, as behind a softmax,
+few elements show anything at all, and one run alone would miss them by chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_bn.graph.inputs import random_inputs
+from keras_bn.graph.rebuild import Changes, rebuild
+
+# Rows of the inputs are normal with these deviations; other rows would hide those of small ones
+# if a difference were not judged within its row.
+_DEVIATIONS = (1.0, 1.0, 0.01, 100.0)
+
+# Differences relative to a row's largest output that a hundred float32 operations make:
+# 100 · 2⁻²⁴. Only above it is the original run in float64.
+_USUAL = 6e-6
+
+# Folding rounds the weights once more and sums in another order, which may double an error; the
+# rest is for the luck of the draw.
+_WORSE = 8.0
+
+# Runs of the original on inputs that differ by up to the last bit of float32, 2⁻²³.
+_DISTURBANCES = 4
+_LAST_BIT = 2.0**-23
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a folded model is from its original.
+
+    Attributes:
+        max_abs_error: Largest absolute difference on inputs of mean 0 and deviation 1; NaN where
+            the original cannot be run on random inputs.
+        error: Largest difference from the exact result, relative to the largest output.
+        usual: How far rounding alone takes the original.
+    """
+
+    max_abs_error: float
+    error: float = 0.0
+    usual: float = _USUAL
+
+    @property
+    def holds(self) -> bool:
+        """Whether rounding explains the difference."""
+        return not self.error > max(_USUAL, _WORSE * self.usual)
+
+    def __str__(self) -> str:
+        return f"off by {self.error:.1e}, where rounding alone makes {self.usual:.1e}"
+
+
+class Verifier:
+    """Judges models that are to compute what `model` computes."""
+
+    def __init__(self, model: keras.Model, readable: keras.Model) -> None:
+        """`readable` computes the same as `model` and has a graph to read."""
+        self.model = model
+        self.readable = readable
+
+    def __call__(self, folded: keras.Model) -> Verdict:
+        """Compare `folded` with the original."""
+        if self.original is None:
+            return Verdict(math.nan)
+        outputs = run(folded, self.inputs)
+        plain = slice(0, 2)  # the rows of deviation 1
+        max_abs_error = max(
+            float(np.max(np.abs(a[plain] - b[plain]), initial=0.0))
+            for a, b in zip(self.original, outputs, strict=True)
+        )
+        error = _relative(self.original, outputs)
+        if not error > _USUAL:
+            return Verdict(max_abs_error, error)
+        if self.exact is None:
+            return Verdict(max_abs_error, error, self.amplified)
+        usual = max(_relative(self.exact, self.original), self.amplified)
+        return Verdict(max_abs_error, _relative(self.exact, outputs), usual)
+
+    @cached_property
+    def inputs(self) -> Any:
+        """Random inputs, each row of a deviation of its own where they are numbers at all."""
+        inputs = random_inputs(self.readable, samples=len(_DEVIATIONS))
+
+        def scaled(array: np.ndarray) -> np.ndarray:
+            deviations = np.resize(_DEVIATIONS, len(array)).astype(array.dtype)
+            return array * deviations.reshape(-1, *(1,) * (array.ndim - 1))
+
+        return _map_numbers(scaled, inputs)
+
+    @cached_property
+    def original(self) -> list[np.ndarray] | None:
+        """What the original computes; None where it cannot be run, or not twice alike."""
+        try:
+            first, second = run(self.model, self.inputs), run(self.model, self.inputs)
+        except Exception:  # a layer may raise anything at values that it cannot take
+            return None
+        same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
+        return first if same else None
+
+    @cached_property
+    def amplified(self) -> float:
+        """How far apart the original's outputs come for inputs that differ in their last bits."""
+        assert self.original is not None
+        rng = np.random.default_rng(0)
+
+        def disturbed(array: np.ndarray) -> np.ndarray:
+            factors = 1 + _LAST_BIT * rng.uniform(-1, 1, array.shape)
+            return (array * factors).astype(array.dtype)
+
+        return max(
+            _relative(self.original, run(self.model, _map_numbers(disturbed, self.inputs)))
+            for _ in range(_DISTURBANCES)
+        )
+
+    @cached_property
+    def exact(self) -> list[np.ndarray] | None:
+        """What the original computes in float64; None where it does not come in float64."""
+        layers = self.readable._flatten_layers(include_self=False)
+        in_float64 = {id(layer): {"dtype": "float64"} for layer in layers}
+        try:
+            return run(rebuild(self.readable, Changes(config=in_float64)), self.inputs)
+        except Exception:  # a layer of the user's may do without dtype policies
+            return None
+
+
+def _map_numbers(change: Callable[[np.ndarray], np.ndarray], inputs: Any) -> Any:
+    """`change` applied to every input that is a number and not an index."""
+
+    def apply(array: np.ndarray) -> np.ndarray:
+        index = array.dtype.kind != "f" or np.array_equal(array, np.round(array))
+        return array if index else change(array)
+
+    return tree.map_structure(apply, inputs)
+
+
+def run(model: keras.Model, inputs: Any) -> list[np.ndarray]:
+    """What `model` computes, in float64; the states that some layers keep stay as they are."""
+    outputs, _ = model.stateless_call(
+        model.trainable_variables, model.non_trainable_variables, inputs, training=False
+    )
+    return [
+        np.asarray(keras.ops.convert_to_numpy(output), np.float64)
+        for output in tree.flatten(outputs)
+    ]
+
+
+def _relative(reference: list[np.ndarray], outputs: list[np.ndarray]) -> float:
+    """Largest difference in any row, relative to the row's largest value in `reference`.
+
+    Infinite where one is finite and the other is not; what neither makes finite says nothing.
+    """
+    return max((_relative_rows(*pair) for pair in zip(reference, outputs, strict=True)), default=0)
+
+
+def _relative_rows(reference: np.ndarray, output: np.ndarray) -> float:
+    if not reference.size:
+        return 0.0
+    rows = reference.reshape(len(reference), -1) if reference.ndim else reference.reshape(1, 1)
+    others = output.reshape(rows.shape)
+    finite, others_finite = np.isfinite(rows), np.isfinite(others)
+    if np.any(finite != others_finite):
+        return math.inf
+    difference = np.abs(np.where(finite, rows - others, 0.0))
+    scale = np.max(np.abs(np.where(finite, rows, 0.0)), axis=1, keepdims=True)
+    return float(np.max(difference / np.where(scale > 0, scale, 1.0)))
