@@ -286,7 +286,9 @@ def _weights_by_place(layer: Any) -> Iterator[tuple[Any, Any]]:
         attributes = {
             id(member): (name, position)
             for name, value in vars(part).items()
-            if name not in ("_trainable_variables", "_non_trainable_variables")  # hold all
+            # These hold all: Keras's lists, and what TensorFlow tracks once the layer is in a model.
+            if name not in ("_trainable_variables", "_non_trainable_variables")
+            and not name.startswith("_self_")
             for position, member in enumerate(_members(value))
             if isinstance(member, keras.Variable)
         }

@@ -595,3 +595,11 @@ def test_a_shared_normalization_after_two_layers_is_one_record():
     (record,) = result.folded
     assert sorted(record.into.split(", ")) == ["left", "right"]
     assert record.rule == "backward into Dense"
+
+
+def test_a_normalization_inside_a_nested_model_gains_a_gamma():
+    i = keras.Input((5,))
+    inner = keras.Model(i, bn("inside", scale=False)(i), name="inner")
+    x = keras.Input((5,))
+    result = fold(keras.Model(x, inner(bn("before")(x))))
+    assert rules(result)["before"] == ("inner/inside", "forward into BatchNormalization")
