@@ -19,6 +19,7 @@ from keras_bn.fold.absorb.rule import (
     before_activation,
     only_argument,
     over_channels,
+    require_added_along,
     with_bias,
 )
 from keras_bn.fold.affine import Affine, Array, Refused, Shape
@@ -32,6 +33,11 @@ def _channel_axis(layer: Any) -> int:
     return 0 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
+def _require_bias_on_channels(layer: Any, input_shape: Shape) -> None:
+    if _channel_axis(layer) == 0:
+        require_added_along(layer, 0, layer.compute_output_shape(input_shape)[1:])
+
+
 Algebra = Callable[[Any, Arrays, Array, Array], Arrays]
 """(layer, weights, scale, shift) → what the weights become."""
 
@@ -40,6 +46,7 @@ def _behind(outputs: Callable[[Any], int], algebra: Algebra) -> Callable[[Any, A
     """A rule's `backward`: the affine moves before the activation, into `outputs` channels."""
 
     def backward(layer: Any, affine: Affine) -> Change:
+        _require_bias_on_channels(layer, layer.get_build_config()["input_shape"])
         affine = before_activation(layer, affine)
         s, t = over_channels(layer, affine, _channel_axis(layer), outputs(layer))
         return lambda weights: algebra(layer, weights, s, t)
@@ -54,6 +61,7 @@ def _in_front(
 
     def forward(layer: Any, affine: Affine, reading: Reading) -> Change:
         only_argument(layer, reading)
+        _require_bias_on_channels(layer, (None, *reading.shape))
         if affine.shifts:
             check_shift(layer, reading.shape)
         s, t = over_channels(layer, affine, _channel_axis(layer), inputs(layer))

@@ -27,6 +27,7 @@ from keras_bn.fold.absorb.rule import (
     array,
     before_activation,
     only_argument,
+    require_added_along,
 )
 from keras_bn.fold.affine import Affine, Array, Refused, Shape, known
 
@@ -74,6 +75,7 @@ def read(layer: Any) -> Arrays:
 def backward(layer: Any, affine: Affine) -> Change:
     """The change of weights with which the layer gives affine(output)."""
     axes = axes_of(layer)
+    _require_added_right(layer, axes, layer.get_build_config()["input_shape"][1:])
     affine = before_activation(layer, affine)
     s = _along(layer, "scale", affine.scale, axes.output, axes.kernel)
     t = _along(layer, "shift", affine.shift, axes.output, _shift_axes(layer, axes, affine))
@@ -88,6 +90,7 @@ def forward(layer: Any, affine: Affine, shape: Shape) -> Change:
     `shape` is that of the input without its batch axis.
     """
     axes = axes_of(layer)
+    _require_added_right(layer, axes, shape)
     s = _along(layer, "scale", affine.scale, axes.input, axes.kernel)
     summed = [axis for axis in axes.input if axis not in axes.output]
     where = {*summed, *axes.kernel, *_shift_axes(layer, axes, affine)}
@@ -103,6 +106,17 @@ def forward(layer: Any, affine: Affine, shape: Shape) -> Change:
     return lambda weights: _changed(
         weights, *algebra.einsum_forward(axes, weights["kernel"], _whole_bias(weights, axes), s, t)
     )
+
+
+def _require_added_right(layer: Any, axes: Einsum, shape: Shape) -> None:
+    """Refuse a bias, as it is or once it is extended, that Keras adds along another axis."""
+    lengths = dict(zip(axes.input, shape, strict=True))
+    lengths |= zip(axes.kernel, layer.kernel.shape, strict=True)
+    output = [lengths[axis] for axis in axes.output]
+    for bias_axes in (layer.bias_axes or "", _bias_axes(layer, axes)):
+        varying = [axes.output.index(axis) for axis in bias_axes if lengths[axis] != 1]
+        if len(varying) == 1:
+            require_added_along(layer, varying[0], output)
 
 
 def _shift_axes(layer: Any, axes: Einsum, affine: Affine) -> str:

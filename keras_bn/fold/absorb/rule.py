@@ -94,6 +94,25 @@ def over_channels(layer: Any, affine: Affine, axis: int, size: int) -> tuple[Arr
         raise Refused(f"{refusal} of '{layer.name}'") from None
 
 
+def require_added_along(layer: Any, axis: int, output: Shape) -> None:
+    """Refuse a layer whose bias, which varies along `axis` alone, Keras adds along another one.
+
+    On TensorFlow, Keras 3.15's `ops.add` takes any array that varies along one axis for a bias: of
+    the last axis if that is as long, else of the first one behind the batch axis if that is. A
+    bias of channels in front of as many columns comes out along the columns.
+
+    Args:
+        layer: A layer that adds its bias by `ops.add`.
+        axis: The axis of the output that the bias varies along, the batch axis left out.
+        output: The output's shape without its batch axis.
+    """
+    taken = [place for place in (len(output) - 1, 0) if output[place] in (output[axis], None)]
+    if keras.backend.backend() == "tensorflow" and taken and taken[0] != axis:
+        raise Refused(
+            f"Keras may add the bias of '{layer.name}' along another axis of the same length"
+        )
+
+
 # --- the call's arguments -----------------------------------------------------------------------
 
 

@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from keras import layers
 
 from keras_bn.fold.affine import Affine
 from tests.fold.absorb.absorption import (
-    DTYPES,
     assert_backward,
     assert_forward,
     assert_refused,
@@ -46,22 +47,27 @@ def einsum(equation, output_shape, shape, bias_axes, dtype, **options):
     return layer, model_around(layer, [shape])
 
 
-@DTYPES
 @EACH
-def test_backward(case, dtype):
+def test_backward(case):
     *arguments, behind, _ = case
     for number, shape in enumerate(behind):
-        layer, model = einsum(*arguments, dtype)
+        layer, model = einsum(*arguments, "float64")
         assert_backward(model, layer, random_affine(shape, number))
 
 
-@DTYPES
 @EACH
-def test_forward(case, dtype):
+def test_forward(case):
     *arguments, _, in_front = case
     for number, shape in enumerate(in_front):
-        layer, model = einsum(*arguments, dtype)
+        layer, model = einsum(*arguments, "float64")
         assert_forward(model, layer, random_affine(shape, number), ["inputs"])
+
+
+def test_in_float32():
+    *arguments, behind, in_front = CASES["heads"]
+    layer, model = einsum(*arguments, "float32")
+    assert_backward(model, layer, random_affine(behind[0]))
+    assert_forward(model, layer, random_affine(in_front[0]), ["inputs"])
 
 
 def test_a_scale_and_a_shift_vary_where_each_has_a_place():
@@ -129,3 +135,86 @@ def test_refusals():
     layer = layers.EinsumDense("ab,ab->ab", 6)
     layer(keras.ops.ones((3, 6)))
     assert_refused(layer, random_affine((6,)), "batch axis")
+
+
+# --- any equation -------------------------------------------------------------------------------
+
+
+@st.composite
+def equations(draw):
+    """An equation out of axes of all kinds, and the lengths of its axes."""
+    letters = iter("bcdefghij")
+    kinds = {
+        kind: [next(letters) for _ in range(draw(st.integers(0, most)))]
+        for kind, most in [("passed", 2), ("summed", 2), ("shared", 1), ("new", 2), ("alone", 1)]
+    }
+    kernel = kinds["summed"] + kinds["shared"] + kinds["new"]
+    assume(kernel)
+    inputs = kinds["passed"] + kinds["summed"] + kinds["shared"] + kinds["alone"]
+    outputs = kinds["passed"] + kinds["shared"] + kinds["new"]
+    assume(inputs and outputs)
+    term = {
+        name: "".join(draw(st.permutations(axes)))
+        for name, axes in [("input", inputs), ("kernel", kernel), ("output", outputs)]
+    }
+    # All different: Keras tells the axis of some biases by its length.
+    lengths = dict(zip("bcdefghij", draw(st.permutations(range(1, 9))), strict=False))
+    bias = "".join(axis for axis in term["output"] if draw(st.booleans()))
+    return term, lengths, bias or None
+
+
+def affine_along(axes, lengths, varying, biased, seed):
+    """A random affine that varies along the axes `varying`, and shifts along those `biased`."""
+    rng = np.random.default_rng(seed)
+    scale = rng.normal(0, 2, [lengths[axis] if axis in varying else 1 for axis in axes])
+    shift = rng.normal(0, 2, [lengths[axis] if axis in biased else 1 for axis in axes])
+    return Affine(scale, shift)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,  # building Keras layers takes tens of milliseconds
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+@given(equations(), st.integers(0, 1000))
+def test_any_equation(equation, seed):
+    term, lengths, bias = equation
+    layer, model = einsum(
+        f"a{term['input']},{term['kernel']}->a{term['output']}",
+        [lengths[axis] for axis in term["output"]],
+        [lengths[axis] for axis in term["input"]],
+        bias,
+        "float64",
+    )
+    biased = set(bias or ()) | (set(term["kernel"]) & set(term["output"]))
+    shifts_in_front = {*term["kernel"], *biased, *(set(term["input"]) - set(term["output"]))}
+    behind = affine_along(term["output"], lengths, term["kernel"], biased, seed)
+    in_front = affine_along(term["input"], lengths, term["kernel"], shifts_in_front, seed)
+    if not biased:
+        assert_refused(layer, behind, "no bias")
+        assert_refused(layer, in_front, "no bias", ["inputs"])
+        return
+    assert_backward(model, layer, behind)
+    assert_forward(model, layer, in_front, ["inputs"])
+
+
+@pytest.mark.backend("tensorflow", because="Keras adds biases otherwise there")
+def test_a_bias_that_keras_adds_along_another_axis_is_refused():
+    """Where axes are equally long: its `add` takes the bias for one of the last axis."""
+    # as it is; once it is extended; not known before the call; the first axis instead of the last
+    for equation, output_shape, shape, bias_axes in (
+        ("ab,bc->abc", (4, 4), (4,), "b"),
+        ("abc,cd->adb", (4, None), (4, 6), None),
+        ("abc,cd->adb", (4, None), (None, 6), None),
+        ("abcd,de->abec", (5, 4, 3), (5, 3, 6), "e"),
+        ("abcd,de->abec", (4, 4, 3), (4, 3, 6), "e"),
+    ):
+        layer, model = einsum(equation, output_shape, shape, bias_axes, "float64")
+        behind, in_front = random_affine((1,) * len(output_shape)), random_affine((1,) * len(shape))
+        if output_shape == (5, 4, 3):
+            assert_backward(model, layer, behind)
+            assert_forward(model, layer, in_front, ["inputs"])
+        else:
+            assert_refused(layer, behind, "along another axis")
+            assert_refused(layer, in_front, "along another axis", ["inputs"], shape=shape)
