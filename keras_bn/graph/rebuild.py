@@ -247,8 +247,12 @@ def _begin_as(old: Any, new: Any) -> None:
 
 
 def _copy(value: Any, dtype: str) -> Any:
-    """`value` as a tensor of its own: JAX deletes the arrays of a model that is trained."""
-    return keras.ops.copy(keras.ops.convert_to_tensor(value, dtype))
+    """`value` as a tensor of its own: JAX deletes the arrays of a model that is trained.
+
+    What is beyond the range of `dtype` becomes infinite.
+    """
+    with np.errstate(over="ignore"):
+        return keras.ops.copy(keras.ops.convert_to_tensor(value, dtype))
 
 
 def _copy_others(old: Any, new: Any, changed: set[int]) -> None:
