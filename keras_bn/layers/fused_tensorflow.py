@@ -47,15 +47,17 @@ def normalize(
 def _kernel(
     x: Tensor, gamma: Tensor, beta: Tensor, axis: int, epsilon: float
 ) -> tuple[Tensor, Moments]:
-    """FusedBatchNormV3, which takes images; other ranks are as fast seen as one image."""
+    """FusedBatchNormV3, which takes images; other shapes are seen as images."""
     import tensorflow as tf
 
     channels = x.shape[axis]
-    if axis == len(x.shape) - 1:
-        data_format, image_shape = "NHWC", [1, 1, -1, channels]
-    else:
+    if axis < len(x.shape) - 1:
         data_format, image_shape = "NCHW", [_size_before(x, axis), channels, -1, 1]
-    as_it_is = len(x.shape) == 4 and axis in (1, 3)
+        as_it_is = len(x.shape) == 4 and axis == 1
+    else:
+        data_format, image_shape = "NHWC", [-1, 1, _pixels_a_row(x), channels]
+        # cuDNN is as fast on any image, and has a limit to how many there may be in a batch.
+        as_it_is = len(x.shape) == 4 and bool(tf.config.list_physical_devices("GPU"))
     count = _count(x, channels)
     gamma = tf.where(count > 0, gamma, 0.0)  # whose second derivatives are NaN on an empty batch
     y, mean, sample_variance, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -74,6 +76,17 @@ def _kernel(
     biased = tf.maximum(count - 1.0, 0.0) / tf.maximum(count, 1.0)
     variance = tf.math.multiply_no_nan(sample_variance, biased)
     return y if as_it_is else _shaped_like(x, y), Moments(mean, variance, count)
+
+
+def _pixels_a_row(x: Tensor) -> int:
+    """How wide the images should be that the kernel sees `x`, channels last, as.
+
+    oneDNN normalizes an image 8 channels at a time (16 with AVX-512) with stores that bypass the
+    caches. On images of many pixels those of a cache line are far apart in time, and it is
+    written to memory in pieces: the kernel takes twice as long. On a few pixels it is written as
+    a whole, and more than one share the root that is taken for each 8 channels.
+    """
+    return math.gcd(4, math.prod(size for size in x.shape[1:-1] if size is not None))
 
 
 def _closed_form(

@@ -280,6 +280,27 @@ def test_kernel_is_taken_where_it_pays(shape, options, jit_compile, expected):
     assert ("FusedBatchNormV3" in taken) is expected
 
 
+@pytest.mark.backend("tensorflow", because="its kernel is given rows of pixels as images")
+@pytest.mark.parametrize("size", [(4, 6), (3, 6), (3, 5)], ids=str)  # 4, 2 and 1 pixels a row
+@pytest.mark.parametrize("known", [(True, True), (True, False), (False, False)], ids=str)
+def test_kernel_takes_images_of_any_size_known_or_not(monkeypatch, size, known):
+    import tensorflow as tf
+
+    options_for("kernel", monkeypatch)
+    layer = far_from_identity(BatchNormalization(), (None, None, None, 3))
+    gamma, beta = arrays([layer.gamma, layer.beta])
+    sizes = [side if is_known else None for side, is_known in zip(size, known, strict=True)]
+    step = tf.function(lambda x: layer(x, training=True)).get_concrete_function(
+        tf.TensorSpec((None, *sizes, 3))
+    )
+    assert "FusedBatchNormV3" in {operation.type for operation in step.graph.get_operations()}
+    x = np.random.default_rng(0).normal(3.0, 2.0, (5, *size, 3)).astype("float32")
+    outputs = step(tf.constant(x))
+    expected, *_ = batch_norm(x, (3,), gamma=gamma, beta=beta)
+    assert outputs.shape == x.shape
+    np.testing.assert_allclose(outputs, expected, **CLOSE)
+
+
 # --- gradients ----------------------------------------------------------------------------------
 
 
