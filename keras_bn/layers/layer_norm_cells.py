@@ -14,7 +14,7 @@ W̄x + R̄h is Wx + Rh with its mean over the gate's units subtracted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ class Block(NamedTuple):
     kernel: Tensor  # (units, columns), its mean taken out
     gamma: Tensor  # (gates, units) to normalize each gate, (columns,) to normalize all as one
     bias: Tensor | None  # of the shape of gamma
+    product: Callable[[Tensor, Tensor], Tensor] = ops.matmul  # of the state and the kernel
 
 
 class LayerNormCell(keras.layers.Layer):
@@ -340,7 +341,7 @@ class LayerNormLSTMCell(LayerNormCell, keras.layers.LSTMCell):
     ) -> tuple[Tensor, list[Tensor]]:
         h, c = states
         (block,) = blocks
-        z = _product(h, block.kernel, self._recurrent_masks(h, training))
+        z = _product(h, block.kernel, self._recurrent_masks(h, training), block.product)
         i, f, g, o = self._gates(self._pre_activations(projected, z, block))
         c = self.recurrent_activation(f) * c + self.recurrent_activation(i) * self.activation(g)
         read = c
@@ -438,12 +439,12 @@ class LayerNormGRUCell(LayerNormCell, keras.layers.GRUCell):
         x_gates, x_candidate = self._cut(projected)
         masks = self._recurrent_masks(h, training)
 
-        z = _product(h, gates.kernel, masks and masks[:2])
+        z = _product(h, gates.kernel, masks and masks[:2], gates.product)
         z = self._pre_activations(x_gates, z, gates)
         update, reset = self._gates(self.recurrent_activation(z))
 
         seen = h if self.reset_after else reset * h
-        new = _product(seen, candidate.kernel, masks and masks[2:])
+        new = _product(seen, candidate.kernel, masks and masks[2:], candidate.product)
         if self.variant == "paper":
             new = self._normalized(new, candidate.gamma, candidate.bias)
         new = x_candidate + (reset * new if self.reset_after else new)
@@ -504,18 +505,21 @@ class LayerNormSimpleRNNCell(LayerNormCell, keras.layers.SimpleRNNCell):
     ) -> tuple[Tensor, list[Tensor]]:
         (h,) = states
         (block,) = blocks
-        z = _product(h, block.kernel, self._recurrent_masks(h, training))
+        z = _product(h, block.kernel, self._recurrent_masks(h, training), block.product)
         (z,) = self._gates(self._pre_activations(projected, z, block))
         h = self.activation(z)
         return h, [h]
 
 
-def _product(x: Tensor, kernel: Tensor, masks: Any) -> Tensor:
+def _product(
+    x: Tensor,
+    kernel: Tensor,
+    masks: Any,
+    product: Callable[[Tensor, Tensor], Tensor] = ops.matmul,
+) -> Tensor:
     """x·kernel with x dropped out: by one mask, or by one for each of as many blocks of columns."""
-    if masks is None:
-        return ops.matmul(x, kernel)
     if not isinstance(masks, list):
-        return ops.matmul(x * masks, kernel)
+        return product(x if masks is None else x * masks, kernel)
     parts = ops.split(kernel, len(masks), axis=-1)
     return _joined([ops.matmul(x * mask, part) for mask, part in zip(masks, parts, strict=True)])
 

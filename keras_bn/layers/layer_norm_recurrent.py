@@ -16,6 +16,7 @@ from keras_bn.layers.layer_norm_cells import (
     LayerNormLSTMCell,
     LayerNormSimpleRNNCell,
 )
+from keras_bn.layers.loop_product import product_with
 from keras_bn.layers.moments import Tensor
 
 
@@ -75,6 +76,8 @@ class _LayerNormRNN(keras.layers.RNN):
             # Masked steps leave the state as it is, but a NaN in them would reach the gradients.
             sequences = ops.where(mask, sequences, 0)
         blocks = self.cell.loop_blocks()
+        if training and keras.backend.backend() == "tensorflow":
+            blocks = [block._replace(product=product_with(block.kernel)) for block in blocks]
 
         def step(projected: Tensor, states: Any) -> tuple[Tensor, list[Tensor]]:
             states = list(states)

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_bn.layers
 from tests.layers import recurrent_reference
-from tests.layers.backends import BACKEND, MODES, arrays, compiled, gradient
+from tests.layers.backends import BACKEND, MODES, arrays, compiled, derivatives, gradient
 
 VARIANTS = ("gate", "paper")
 NETWORKS = ("LSTM", "GRU", "SimpleRNN")
@@ -25,6 +25,9 @@ KINDS = {
 every_kind = pytest.mark.parametrize(("network", "options"), KINDS.values(), ids=KINDS)
 tensorflow_alone = pytest.mark.backend(
     "tensorflow", because="Keras multiplies float64 matrices in float32 on the others"
+)
+written_out = pytest.mark.backend(
+    "tensorflow", because="the loop's derivatives are written out there alone"
 )
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
@@ -406,7 +409,7 @@ def test_gradients_agree_with_finite_differences(network, options):
     factors = np.random.default_rng(0).normal(size=(2, 3, 3))
 
     def weighted_sum(x, *trainable):
-        y, _ = layer.stateless_call(trainable, others, x)
+        y, _ = layer.stateless_call(trainable, others, x, training=True)
         return ops.sum(y * ops.convert_to_tensor(factors))
 
     loss = compiled(weighted_sum, MODES[0])
@@ -423,6 +426,52 @@ def test_gradients_agree_with_finite_differences(network, options):
             # A central difference is off by step² and by 1e-16/step.
             expected = (sides[0] - sides[1]) / (2 * step)
             assert slope[index] == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@written_out
+@pytest.mark.parametrize(
+    ("network", "options", "unroll"),
+    [
+        ("LSTM", {"variant": "paper", "use_bias": False}, True),
+        ("GRU", {"recurrent_dropout": 0.3, "dropout": 0.4}, True),
+        ("SimpleRNN", {"recurrent_dropout": 0.3}, False),
+    ],
+    ids=str,
+)
+def test_training_has_the_derivatives_of_the_cell_in_kerass_loop(network, options, unroll):
+    options = {**options, "seed": 5, "dtype": "float64"}
+    layer = randomized(layer_of(network, 4, return_sequences=True, unroll=unroll, **options))
+    # Keras's loop leaves the cell's derivatives to TensorFlow, the second ones as well.
+    cell = cell_of(network, 4, **options)
+    loop = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, dtype="float64")
+    loop.build((None, None, 3))
+    loop.set_weights(layer.get_weights())
+    x = data(3, 2).astype("float64")
+    factors = np.random.default_rng(0).normal(size=(3, 2, 4))
+    ours, theirs = (derivatives(each, x, factors) for each in (layer, loop))
+    assert len(ours) == 2 * (1 + len(layer.trainable_weights))
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.abs(other).max() > 0
+        # Float64 carries 16 digits, of which two derivatives of two steps leave ten.
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-8)
+
+
+@written_out
+@every_kind
+def test_graphs_for_inference_hold_no_derivatives(network, options):
+    layer = randomized(layer_of(network, **options))
+
+    def operations(training):
+        traced = compiled(lambda x: layer(x, training=training), "graph")
+        graph = traced.get_concrete_function(ops.convert_to_tensor(data())).graph.as_graph_def()
+        bodies = [function.node_def for function in graph.library.function]
+        return [node for nodes in [graph.node, *bodies] for node in nodes]
+
+    def with_derivatives(nodes):
+        return [node.name for node in nodes if "_gradient_op_type" in node.attr]
+
+    assert with_derivatives(operations(training=True))
+    assert not with_derivatives(operations(training=False))
 
 
 # --- states -------------------------------------------------------------------------------------
