@@ -172,7 +172,7 @@ def affine_along(axes, lengths, varying, biased, seed):
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,  # building Keras layers takes tens of milliseconds
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
