@@ -26,7 +26,7 @@ from keras.src.ops.numpy import GetItem
 from keras.src.utils.python_utils import is_default
 
 from keras_bn.graph.always_training import AlwaysTraining
-from keras_bn.graph.lengths import has_unknown, resolve_lengths
+from keras_bn.graph.lengths import batch_sizes_known, has_unknown, write_batch_sizes
 from keras_bn.graph.records import (
     chain,
     distinct,
@@ -66,6 +66,7 @@ class Level:
         passed_on: The `training` argument that the graph of this level has for its next call.
         guessed: Whether a length that the code did not know was taken to be the batch's.
         left_in: What Keras takes `training` to be at the end of the call.
+        outermost: Whether the outputs are the model's own.
     """
 
     code: bool
@@ -74,6 +75,7 @@ class Level:
     passed_on: bool | None = None
     guessed: bool = False
     left_in: bool | None = None
+    outermost: bool = False
 
 
 @dataclass
@@ -176,6 +178,7 @@ class Tracer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(whole_tracebacks())
             stack.enter_context(call_context(training=False))
+            stack.enter_context(batch_sizes_known())
             for layer in (*self.composites.values(), *self.graphs.values()):
                 stack.enter_context(attributes_kept(layer))
                 vars(layer)["symbolic_call"] = functools.partial(self.intercept, layer)
@@ -187,7 +190,7 @@ class Tracer:
         histories: list[tuple[Any, Any]] = []
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            outputs, level = self.run(model, args, kwargs, training=False)
+            outputs, level = self.run_root(model, args, kwargs)
             self.level.guessed = level.guessed
             histories.extend((t, t._keras_history) for t in tree.flatten(outputs))
             return outputs
@@ -198,6 +201,11 @@ class Tracer:
         for tensor, history in histories:  # which the call of the model itself has overwritten
             tensor._keras_history = history
         return outputs
+
+    def run_root(self, model: Any, args: Any, kwargs: Any) -> tuple[Any, Level]:
+        """The outputs of `model`, which is the whole, and what it took to get them."""
+        level = Level(functional_graph(model) is None, training=False, outermost=True)
+        return self.run(model, args, kwargs, level), level
 
     def intercept(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         """What `layer` returns for symbolic tensors; stands in for Layer.symbolic_call."""
@@ -258,7 +266,8 @@ class Tracer:
             return inner.get(id(value), value)
 
         args, kwargs = tree.map_structure(stand_in, (args, kwargs))
-        outputs, level = self.run(layer, args, kwargs, training)
+        level = Level(graph is None, training)
+        outputs = self.run(layer, args, kwargs, level)
         opens = graph is None or any(call.trace.opens for call in level.opens)
         trace = Trace(layer, inputs, outputs, [], level.code, opens, level.left_in)
         needed = reached([*tree.flatten(outputs), *trace.masks], level.opens)
@@ -300,22 +309,20 @@ class Tracer:
         self.level.opens.append(Open(trace, sources, results, carried, made, self.level.passed_on))
         return tree.pack_sequence_as(trace.outputs, results)
 
-    def run(self, layer: Any, args: Any, kwargs: Any, training: bool) -> tuple[Any, Level]:
+    def run(self, layer: Any, args: Any, kwargs: Any, level: Level) -> Any:
         """Call what is inside `layer`, and put nested models in place of what was opened up."""
-        graph = functional_graph(layer)
-        outside, level = self.level, Level(graph is None, training)
-        self.level = level
+        outside, self.level = self.level, level
         try:
-            if graph is None:
-                with call_context(training) as context:
+            if level.code:
+                with call_context(level.training) as context:
                     outputs = run_code(layer, args, kwargs)
                     level.left_in = context.get_value("training")
             else:
-                outputs = self.run_graph(graph, args[0])
+                outputs = self.run_graph(functional_graph(layer), args[0])
             self.finish(level, tree.flatten(outputs))
         finally:
             self.level = outside
-        return outputs, level
+        return outputs
 
     def run_graph(self, graph: Any, inputs: Any) -> Any:
         """Make the calls of a graph on new tensors, as they stand there."""
@@ -341,18 +348,32 @@ class Tracer:
 
     def finish(self, level: Level, outputs: list[Any]) -> None:
         """Make the graph that leads to `outputs` one that Keras can run and `rebuild` can read."""
+        if level.outermost:
+            self.drop_masks(level, outputs)
         masks = [m for m in map(backend.get_keras_mask, outputs) if m is not None]
         needed = reached([*outputs, *masks], level.opens)
         for call in level.opens:
             if any(id(tensor) in needed for tensor in (*call.outputs, *call.masks)):
                 self.put_model(call, needed)
         if level.code:
-            level.guessed = resolve_lengths(nodes_before([*outputs, *masks]))
+            level.guessed = write_batch_sizes(nodes_before([*outputs, *masks]))
             for node in nodes_before([*outputs, *masks]):
                 _check_node(node)
                 if node.arguments.kwargs.get("training") and not level.training:
                     self.fix_training(node)
         self.name_uniquely([*outputs, *masks], level.code)
+
+    def drop_masks(self, level: Level, outputs: list[Any]) -> None:
+        """Forget the masks of outputs that nothing else reads, which only a loss would use.
+
+        The last layer, by whose name an output is known, is then the one that it was.
+        """
+        read = {id(tensor) for call in level.opens for tensor in call.sources}
+        for tensor in outputs:
+            read.update(id(t) for node in nodes_before([tensor]) for t in node.input_tensors)
+        for tensor in outputs:
+            if id(tensor) not in read and not is_input(tensor):
+                backend.set_keras_mask(tensor, None)
 
     def put_model(self, call: Open, needed: Mapping[int, Any]) -> None:
         """Let a nested model produce the outputs of `call`."""

@@ -6,47 +6,56 @@ Outside tracing `keras.ops.shape(x)[0]` is the batch size. Of a symbolic tensor 
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
-from keras import tree
 from keras.src.ops.node import Node
 from keras.src.ops.numpy import Reshape
 
 
-def resolve_lengths(nodes: list[Any]) -> bool:
-    """Write -1 for the batch size, unknown while tracing, in shapes that the code asks for.
+@contextlib.contextmanager
+def batch_sizes_known() -> Iterator[None]:
+    """While it lasts, shapes are inferred as if None in a shape asked for were the batch size."""
+    infer = Reshape.compute_output_spec
 
-    Shapes after it are inferred anew. Returns whether any needed a guess that has to be checked.
+    def infer_resolved(self: Any, x: Any) -> Any:
+        newshape = _with_one_unknown(self.newshape, x.shape)
+        return infer(self if newshape is None else Reshape(newshape, name=self.name), x)
+
+    Reshape.compute_output_spec = infer_resolved
+    try:
+        yield
+    finally:
+        Reshape.compute_output_spec = infer
+
+
+def write_batch_sizes(nodes: list[Any]) -> bool:
+    """Write -1 for None in the shapes that were asked for at `nodes`, where only one is unknown.
+
+    Returns whether any needed a guess that has to be checked.
     """
     guessed = False
-    changed: set[int] = set()
     for node in nodes:
-        operation, recorded = node.operation, node.arguments
+        operation = node.operation
         if type(operation) is Reshape and has_unknown(operation.newshape):
-            before = node.input_tensors[0].shape
-            newshape = _with_one_unknown(operation.newshape, before)
+            newshape = _with_one_unknown(operation.newshape, node.input_tensors[0].shape)
             if newshape is not None:
                 guessed |= -1 in operation.newshape
                 operation = Reshape(newshape, name=operation.name)
-                Node(operation, recorded.args, recorded.kwargs, node.outputs)
-        if operation is not node.operation or not changed.isdisjoint(map(id, node.input_tensors)):
-            found = operation.compute_output_spec(*recorded.args, **recorded.kwargs)
-            for tensor, new in zip(node.outputs, tree.flatten(found), strict=True):
-                if tensor.shape != new.shape:
-                    tensor._shape = new.shape
-                    changed.add(id(tensor))
+                Node(operation, node.arguments.args, node.arguments.kwargs, node.outputs)
     return guessed
 
 
-def _with_one_unknown(newshape: tuple[Any, ...], before: tuple[Any, ...]) -> tuple[int, ...] | None:
+def _with_one_unknown(newshape: Any, before: tuple[Any, ...]) -> tuple[int, ...] | None:
     """`newshape` with -1 for its None, where that leaves nothing else unknown.
 
     A -1 beside it becomes known if the None is what is unknown `before`: a guess.
     """
-    known = math.prod(length for length in newshape if length not in (None, -1))
-    if newshape.count(None) != 1:
+    if not has_unknown(newshape) or newshape.count(None) != 1:
         return None
+    known = math.prod(length for length in newshape if length not in (None, -1))
     if -1 in newshape:
         size = math.prod(length for length in before if length is not None)
         if before.count(None) != 1 or not known or size % known:

@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 from keras import tree
+from keras.src.models.functional import Functional
 
 from keras_bn.errors import UnsupportedModelError
 from keras_bn.graph.composites import (
@@ -100,7 +101,7 @@ def _open_functional(model: Any, layers: list[Any]) -> Opened:
         tracer.inputs += tree.flatten(inputs)
         try:
             with stopping():
-                outputs, level = tracer.run(model, (inputs,), {}, training=False)
+                outputs, level = tracer.run_root(model, (inputs,), {})
                 opens = any(call.trace.opens for call in level.opens)
                 result = model_like(model, inputs, outputs) if opens else model
         except Stopped as stop:
@@ -171,6 +172,9 @@ def _remembered_shapes(model: Any) -> dict[str, Any]:
             "inputs it takes: call it once on data, as in model(x) or model.predict(x)"
         )
     remembered = getattr(model, "_build_shapes_dict", None)
+    if isinstance(model, Functional):  # with a call of its own
+        inputs_struct, _ = structure(model)
+        remembered = {"inputs": tree.map_structure(lambda tensor: tensor.shape, inputs_struct)}
     if not remembered:
         raise _untraceable(model, _why_nothing_is_remembered(model))
     if len(remembered) > 1:

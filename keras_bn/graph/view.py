@@ -282,7 +282,14 @@ def _everything_in(functional: Any) -> set[int]:
 def arguments(call: Any) -> tuple[Any, dict[str, Any]]:
     """The first argument of a Keras node's call, and all others by name."""
     signature = inspect.signature(call.operation.call)
-    bound = signature.bind(*call.arguments.args, **call.arguments.kwargs).arguments
+    # Any layer may be told whether it trains; what its call does not take goes to layers inside.
+    taken = {
+        name: value
+        for name, value in call.arguments.kwargs.items()
+        if name in signature.parameters
+        or name not in getattr(call.operation, "_call_context_args", ())
+    }
+    bound = signature.bind(*call.arguments.args, **taken).arguments
     flat: dict[str, Any] = {}
     for name, value in bound.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
