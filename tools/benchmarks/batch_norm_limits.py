@@ -6,9 +6,10 @@ and writes the gradient of the batch. Eight times the tensor's size over the ban
 measured between the steps, is the least that a step beyond the caches can take.
 
 PyTorch's BatchNorm2d on channels_last tensors runs along, in a process of its own, if torch is
-installed (`make test-backends` leaves an environment with it: .venv-torch/bin/python). All take
-turns; ratios of medians are what to trust. The layers' times are net: a step with the layer less
-the same step without.
+installed (`make test-backends` leaves an environment with it: .venv-torch/bin/python). Neither is
+made to wait for the system's memory: TensorFlow with oneDNN keeps what it has allocated, and the
+C library that PyTorch allocates from is told to do the same. All take turns; ratios of medians are
+what to trust. The layers' times are net: a step with the layer less the same step without.
 
     python -m tools.benchmarks.batch_norm_limits [--quick] [--json FILE]
 """
@@ -45,6 +46,10 @@ SHAPES = (
 )
 QUICK_SHAPES = ((32, 14, 14, 256), (32, 112, 112, 64))
 PASSES = 8
+# mallopt(3): glibc takes large tensors from the heap like others and never returns it. It would
+# return them to the system and have them back in new pages at every step, which takes three times
+# as long as PyTorch's layer itself at 100 MB.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 SECONDS = 12.0  # for each shape
 
 
@@ -158,7 +163,11 @@ def _torch_child(shape: tuple[int, ...]) -> Iterator[dict[str, Callable[[], Any]
     """PyTorch's steps, run in a process of its own: libraries in one process share its memory."""
     code = f"from tools.benchmarks.batch_norm_limits import serve_torch; serve_torch({shape})"
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        env={**os.environ, **KEEP_MEMORY},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
     def step(name: str) -> None:
