@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,6 +177,9 @@ class Tracer:
     def at_work(self) -> Iterator[None]:
         """Intercept the calls of all layers to be opened; afterwards no trace of it is left."""
         with contextlib.ExitStack() as stack:
+            # What a call warns of was said when the model made it.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
             stack.enter_context(whole_tracebacks())
             stack.enter_context(call_context(training=False))
             stack.enter_context(batch_sizes_known())

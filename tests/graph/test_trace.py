@@ -1,6 +1,7 @@
 """Opening up layers and models of the user's: the same numbers, the same layers, no trace left."""
 
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -190,6 +191,22 @@ def test_calls_with_other_options_get_a_model_of_their_own():
     assert len(dense) == 3
     assert len({node.site for node in dense}) == 2
     assert len({id(node.operation) for node in dense}) == 1
+
+
+def test_nothing_is_warned_of_anew():
+    class Unmasked(layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+    ids = keras.Input((6,), dtype="int32")
+    model = keras.Model(ids, Unmasked()(layers.Embedding(20, 8, mask_zero=True)(ids)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert opened(model).closed == {}
 
 
 # --- names --------------------------------------------------------------------------------------
