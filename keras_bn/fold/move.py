@@ -40,6 +40,8 @@ class Storage:
     through: tuple[str, ...] = ()
 
     def equals(self, other: Storage) -> bool:
+        if self.affine.is_identity:
+            return other.affine.is_identity
         return self.direction == other.direction and self.affine.equals(other.affine)
 
 
@@ -104,11 +106,12 @@ class Move:
             if not self.stored[tensor].equals(storage):
                 raise Refused(f"the ways around '{origin.path}' ask for different things")
             return
+        # Also that it stays as it is: of x + x, one x cannot be shifted without the other.
+        self.stored[tensor] = storage
         if storage.affine.is_identity:
             return
         if next(self.budget, None) is None:
             raise Refused("it would have to go too far")
-        self.stored[tensor] = storage
         view = self.landing.view
         producer = view.producers.get(tensor)
         readers = [node for node in view.consumers[tensor] if node is not origin]
@@ -262,8 +265,9 @@ def is_masked(view: View, node: Node) -> bool:
 def require_one_dtype(view: View, node: Node) -> None:
     """Refuse a call that changes the dtype: beyond it other numbers overflow or round."""
     after = view.dtypes[node.outputs[0]]
+    masks = node.others.get("mask", ())
     for tensor in (*node.inputs, *node.side_inputs):
-        if view.dtypes[tensor] != after:
+        if view.dtypes[tensor] != after and tensor not in masks:
             raise Refused(f"'{node.path}' takes {view.dtypes[tensor]} and gives {after}")
 
 

@@ -603,3 +603,11 @@ def test_a_normalization_inside_a_nested_model_gains_a_gamma():
     x = keras.Input((5,))
     result = fold(keras.Model(x, inner(bn("before")(x))))
     assert rules(result)["before"] == ("inner/inside", "forward into BatchNormalization")
+
+
+def test_one_tensor_added_to_itself_is_not_shifted_in_one_place_alone():
+    x = keras.Input((5,))
+    y = layers.Dense(5, name="d")(x)
+    for total in (layers.Add()([y, y]), layers.Add()([y, y, y]), y + y):
+        result = fold(keras.Model(x, bn()(total)))
+        assert "only the scale backward into Dense" in reasons(result)["bn"]
