@@ -16,19 +16,37 @@ from rich.table import Table
 
 
 def main(run: Callable[[bool], dict[str, Any]], table: Callable[[dict[str, Any]], Table]) -> None:
-    """Run one benchmark by the process's arguments: [--quick] [--json FILE]."""
+    """Run one benchmark by the process's arguments: [--quick] [--json FILE] [--markdown FILE]."""
 
     @click.command()
     @click.option("--quick", is_flag=True, help="Fewer models, shapes and rounds.")
     @click.option("--json", "path", type=click.Path(path_type=Path), help="Write figures there.")
-    def command(quick: bool, path: Path | None) -> None:
+    @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there.")
+    def command(quick: bool, path: Path | None, markdown: Path | None) -> None:
+        for file in filter(None, (path, markdown)):
+            file.parent.mkdir(parents=True, exist_ok=True)  # not found out at the end of an hour
         document = run(quick)
         if path:
             path.write_text(json.dumps(document, indent=2) + "\n")
+        if markdown:
+            markdown.write_text(as_markdown(table(document), document["machine"]))
         Console().print(table(document))
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     command()
+
+
+def as_markdown(table: Table, machine: dict[str, Any]) -> str:
+    """A page of the table, its caption and the machine."""
+    rows = [
+        [str(column.header) for column in table.columns],
+        ["---:" if column.justify == "right" else "---" for column in table.columns],
+        *zip(*(column.cells for column in table.columns), strict=True),
+    ]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    measured = "Measured on " + ", ".join(f"{name} {value}" for name, value in machine.items())
+    parts = [f"# {table.title}", "\n".join(lines), str(table.caption or ""), f"{measured}."]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def machine() -> dict[str, Any]:

@@ -1,33 +1,39 @@
 """keras_bn.fold beside keras.models.clone_model on the same model: time and memory.
 
-A fold copies the whole model, reads and changes its weights and runs both models once;
-clone_model builds the same layers and leaves their weights at random. Both take turns in one
-run, and the ratio of the medians is what to trust. Memory is the growth of the peak resident
-set of a fresh process that does one of them once.
+A fold copies the whole model, reads and changes its weights and runs both models;
+clone_model builds the same layers and leaves their weights at random. They take turns in one
+run, also with a fold that does not run the models, and the ratios of the medians are what to
+trust. Memory is the growth of the peak resident set of a fresh process that does one of them once.
 
-    python -m tools.benchmarks.fold_time [--quick] [--json FILE]
+    python -m tools.benchmarks.fold_time [--quick] [--json FILE] [--markdown FILE]
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
+import json
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tools.benchmarks.command import machine, main
 from tools.benchmarks.memory import forget_peak, peak_rss_bytes
+from tools.benchmarks.timing import in_child, medians_ms
 
 if TYPE_CHECKING:
     import keras
 
-MODELS = ("MobileNetV2", "ResNet50", "EfficientNetB0", "InceptionV3")
+MODELS = (
+    "MobileNetV2",
+    "ResNet50",
+    "EfficientNetB0",
+    "InceptionV3",
+    "DenseNet121",
+    "NASNetMobile",
+)
 QUICK_MODELS = ("MobileNetV2",)
 SIZE = 96  # pixels
+USUAL_SIZE = 224
 ROUNDS = 7
 
 
@@ -47,7 +53,16 @@ def table(document: dict[str, Any]) -> Table:
     """The document's figures for people."""
     result = Table(title="keras_bn.fold beside keras.models.clone_model")
     result.add_column("model")
-    for heading in ("clone s", "fold s", "fold / clone", "clone MB", "fold MB", "folded", "kept"):
+    for heading in (
+        "clone s",
+        "fold s",
+        "fold / clone",
+        "unverified fold / clone",
+        "clone MB",
+        "fold MB",
+        "folded",
+        "kept",
+    ):
         result.add_column(heading, justify="right")
     for row in document["models"]:
         result.add_row(
@@ -55,6 +70,7 @@ def table(document: dict[str, Any]) -> Table:
             f"{row['clone_s']:.2f}",
             f"{row['fold_s']:.2f}",
             f"{row['ratio']:.2f}",
+            f"{row['unverified_ratio']:.2f}",
             f"{row['clone_peak_bytes'] / 1e6:.0f}",
             f"{row['fold_peak_bytes'] / 1e6:.0f}",
             str(row["folded"]),
@@ -63,55 +79,50 @@ def table(document: dict[str, Any]) -> Table:
     return result
 
 
-def _measure(name: str, rounds: int) -> dict[str, Any]:
+def application(name: str, size: int | None = None, **options: Any) -> keras.Model:
+    """A model of keras.applications for images of `size` pixels a side, or of its own size."""
+    import keras
+
+    make = getattr(keras.applications, name)
+    shape = None if size is None else (size, size, 3)
+    model = make(weights=None, input_shape=shape, **options)
+    if None in model.input_shape[1:]:  # it takes any size
+        return application(name, USUAL_SIZE, **options)
+    return model
+
+
+def times(model: keras.Model, rounds: int) -> dict[str, float]:
+    """Median seconds of a clone, a fold, and a fold without verification, and their ratios."""
     import keras
 
     import keras_bn
 
-    model = _model(name)
-    clone_s, fold_s = [], []
-    for done in range(rounds + 1):
-        start = time.perf_counter()
-        keras.models.clone_model(model)
-        middle = time.perf_counter()
-        result = keras_bn.fold(model)
-        end = time.perf_counter()
-        if done > 0:  # the first round loads libraries
-            clone_s.append(middle - start)
-            fold_s.append(end - middle)
+    medians = medians_ms(
+        {
+            "clone": lambda: keras.models.clone_model(model),
+            "fold": lambda: keras_bn.fold(model),
+            "unverified": lambda: keras_bn.fold(model, verify=False),
+        },
+        rounds=rounds,
+        warm_ups=1,
+    )
     return {
-        "model": name,
-        "rounds": rounds,
-        "clone_s": statistics.median(clone_s),
-        "fold_s": statistics.median(fold_s),
-        "ratio": statistics.median(fold_s) / statistics.median(clone_s),
-        "clone_peak_bytes": _peak(name, "clone"),
-        "fold_peak_bytes": _peak(name, "fold"),
-        "folded": len(result.folded),
-        "kept": len(result.kept),
+        **{f"{name}_s": median / 1000 for name, median in medians.items()},
+        "ratio": medians["fold"] / medians["clone"],
+        "unverified_ratio": medians["unverified"] / medians["clone"],
     }
 
 
-def _model(name: str) -> keras.Model:
-    import keras
-
-    return getattr(keras.applications, name)(weights=None, input_shape=(SIZE, SIZE, 3))
-
-
-def _peak(name: str, what: str) -> int:
-    """Growth of the peak resident set, in bytes, in a process of its own."""
-    code = f"from tools.benchmarks.fold_time import print_peak; print_peak({name!r}, {what!r})"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(run.stdout.splitlines()[-1])
+def peaks(name: str, size: int | None = None) -> dict[str, int]:
+    """Growth of the peak resident set in bytes, each in a process of its own."""
+    return {
+        f"{what}_peak_bytes": in_child(f"fold_time:print_peak({name!r}, {size}, {what!r})")
+        for what in ("clone", "fold")
+    }
 
 
-def print_peak(name: str, what: str) -> None:
+def print_peak(name: str, size: int | None, what: str) -> None:
+    """Print the growth of the peak of this process by one fold or clone, as JSON."""
     import keras
 
     import keras_bn
@@ -120,13 +131,28 @@ def print_peak(name: str, what: str) -> None:
     small = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
     keras_bn.fold(small)
     keras.models.clone_model(small)
-    model = _model(name)
-    model(keras.ops.zeros((2, SIZE, SIZE, 3)))
+    model = application(name, size)
+    model(keras.ops.zeros((2, *model.input_shape[1:])))
     forget_peak()
     before = peak_rss_bytes()
     result = keras_bn.fold(model) if what == "fold" else keras.models.clone_model(model)
-    print(peak_rss_bytes() - before)
+    json.dump(peak_rss_bytes() - before, sys.stdout)
     del result
+
+
+def _measure(name: str, rounds: int) -> dict[str, Any]:
+    import keras_bn
+
+    model = application(name, SIZE)
+    result = keras_bn.fold(model)
+    return {
+        "model": name,
+        "rounds": rounds,
+        **times(model, rounds),
+        **peaks(name, SIZE),
+        "folded": len(result.folded),
+        "kept": len(result.kept),
+    }
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def medians_ms(
     *,
     seconds: float = math.inf,
     rounds: int = 10_000,
+    warm_ups: int = 2,
     pause_s: float = 0.0,
 ) -> dict[str, float]:
     """Median time of each step, taken in turn until the seconds or the rounds are over.
@@ -26,7 +27,7 @@ def medians_ms(
     With a pause, threads that wait for more work by spinning have stopped when another step
     begins, which then runs once untimed to wake its own.
     """
-    for _ in range(2):  # tracing and compiling, then allocating
+    for _ in range(warm_ups):  # tracing and compiling, then allocating
         for step in steps.values():
             step()
     samples_ms: dict[str, list[float]] = {name: [] for name in steps}
