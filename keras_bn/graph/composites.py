@@ -255,7 +255,7 @@ class Tracer:
             inner[id(tensor)] = keras.Input(
                 batch_shape=tensor.shape,
                 dtype=dtypes.get(id(tensor), tensor.dtype),
-                sparse=tensor.sparse and tensor.dtype != "bool",  # as Keras has it of comparisons
+                sparse=self.is_sparse(tensor),
                 name=f"{layer.name}_input{number or ''}",
             )
             self.made.add(id(inner[id(tensor)]._keras_history.operation))
@@ -283,6 +283,10 @@ class Tracer:
         if level.guessed and not agrees(layer.call, args, kwargs, inputs, outputs):
             raise Stopped(UNKNOWN_LENGTH)
         return trace
+
+    def is_sparse(self, tensor: Any) -> bool:
+        """Whether `tensor` is; Keras also says so of what came about with a number, as x * 2."""
+        return tensor.sparse and any(source.sparse for source in self.inputs)
 
     def worth_opening(self, layer: Any, args: Any, kwargs: Any) -> bool:
         """Whether a model with a graph holds composites, or hands masks on.
@@ -459,7 +463,7 @@ class Tracer:
         for tensor in node.input_tensors:
             if id(tensor) not in inner:
                 inner[id(tensor)] = keras.Input(
-                    batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse
+                    batch_shape=tensor.shape, dtype=tensor.dtype, sparse=self.is_sparse(tensor)
                 )
         inputs = list(inner.values())
         self.inputs += inputs
