@@ -54,6 +54,7 @@ class Absorption:
     affine: Affine
     change: absorb.Change | None  # of the layer's weights; None: another affine is composed with it
     through: tuple[str, ...]
+    reading: absorb.Reading | None = None  # how the call reads the tensor in front of it
 
     def equals(self, other: Absorption) -> bool:
         return self.direction == other.direction and self.affine.equals(other.affine)
@@ -154,8 +155,9 @@ class Move:
             self._absorb(node, "forward", affine, None, storage)
         elif rule is not None and rule.forward is not None:
             affine = self._to_apply(storage, "forward")
-            change = rule.forward(node.operation, affine, reading(self.landing.view, node, tensor))
-            self._absorb(node, "forward", affine, change, storage)
+            how = reading(self.landing.view, node, tensor)
+            change = rule.forward(node.operation, affine, how)
+            self._absorb(node, "forward", affine, change, storage, how)
         else:
             inputs = self._passed_by(node)
             for position in (i for i, other in enumerate(inputs) if other == tensor):
@@ -176,9 +178,10 @@ class Move:
         affine: Affine,
         change: absorb.Change | None,
         storage: Storage,
+        how: absorb.Reading | None = None,
     ) -> None:
         check_call(node, self.landing)
-        self.absorptions.append(Absorption(node, direction, affine, change, storage.through))
+        self.absorptions.append(Absorption(node, direction, affine, change, storage.through, how))
 
     def _composes(self, node: Node) -> bool:
         return node.site in self.landing.composable and node.site not in self.sources

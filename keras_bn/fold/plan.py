@@ -285,6 +285,9 @@ def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Si
             if affine is None:
                 continue
             require_one_dtype(view, node)
+            passes_masks = getattr(node.operation, "supports_masking", False)
+            if node.tensor in view.masked and not passes_masks:
+                raise Refused("it ends a mask, which would reach what follows it")
             if _stretches(affine, view.shapes[node.tensor][1:]):
                 raise Refused("it stretches its input")
             affines[node.site] = affine
@@ -356,7 +359,7 @@ def _move(state: _State, site: Site, step: Step, may_invert: bool) -> _State:
     sites = {site}
     while True:
         move = _sent(state, landing, sites, step)
-        missing = _calls_left_out(state.view, move)
+        missing = _calls_left_out(state, move)
         if not missing:
             return _apply(state, move, step)
         partners = _partners(state, landing, missing[0], step, sites)
@@ -401,20 +404,35 @@ def _by_call(move: Move) -> dict[int, dict[int, list[Absorption]]]:
     return taken
 
 
-def _calls_left_out(view: View, move: Move) -> list[Node]:
+def _calls_left_out(state: _State, move: Move) -> list[Node]:
     """Calls of absorbing layers that absorb nothing yet; refuses calls that disagree."""
     missing = []
     for calls in _by_call(move).values():
         first, *others = calls.values()
         for other in others:
             same = len(first) == len(other) and all(map(Absorption.equals, first, other))
-            if not same:
+            if not (same and _same_change(state, first, other)):
                 raise Refused(
                     f"'{first[0].node.operation.name}' is shared, and its calls meet different "
                     "normalizations"
                 )
-        missing += [call for call in _calls(view, first[0].node) if id(call) not in calls]
+        missing += [call for call in _calls(state.view, first[0].node) if id(call) not in calls]
     return missing
+
+
+def _same_change(state: _State, first: list[Absorption], other: list[Absorption]) -> bool:
+    """Whether the layer's weights become the same at two calls that take the same affines in.
+
+    They do not where the calls read the tensor in other roles, or sum the shift over more steps.
+    """
+    if [absorption.reading for absorption in first] == [absorption.reading for absorption in other]:
+        return True
+    now = state.absorbed.get(id(first[0].node.operation)) or Absorbed(first[0].node.operation)
+    weights, others = (
+        replace(now, changes=(*now.changes, *(a.change for a in taken if a.change is not None)))()
+        for taken in (first, other)
+    )
+    return all(np.array_equal(value, others[name]) for name, value in weights.items())
 
 
 def _partners(

@@ -611,3 +611,25 @@ def test_one_tensor_added_to_itself_is_not_shifted_in_one_place_alone():
     for total in (layers.Add()([y, y]), layers.Add()([y, y, y]), y + y):
         result = fold(keras.Model(x, bn()(total)))
         assert "only the scale backward into Dense" in reasons(result)["bn"]
+
+
+def test_a_shared_attention_whose_calls_read_a_tensor_in_other_roles():
+    x, q = keras.Input((6, 4)), keras.Input((6, 4))
+    y = bn()(x)
+    attention = layers.MultiHeadAttention(2, 2, name="attention")
+    result = fold(keras.Model([x, q], [attention(y, y), attention(q, y)]))
+    assert "'attention' is shared, and its calls meet different" in reasons(result)["bn"]
+
+
+def test_a_shared_sum_over_more_steps_at_one_call_than_at_the_other():
+    short, long = keras.Input((3, 4)), keras.Input((5, 4))
+    norm, total = bn(), layers.EinsumDense("abc,cd->ad", 2, bias_axes="d", name="total")
+    result = fold(keras.Model([short, long], [total(norm(short)), total(norm(long))]))
+    assert "'total' is shared, and its calls meet different" in reasons(result)["bn"]
+
+
+def test_an_operator_that_ends_a_mask_stays():
+    ids = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True, name="words")(ids)
+    result = fold(keras.Model(ids, layers.SimpleRNN(3)(-x)))
+    assert "Negative" in {type(operation).__name__ for operation in result.model.operations}
