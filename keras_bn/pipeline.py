@@ -201,7 +201,7 @@ def convert_all(
         folded = None
         if fold:
             step("fold")
-            folded = fold_batch_norm(model)
+            folded = fold_batch_norm(model, one_operation=True)
         step("export")
         exported = export(folded.model if folded else model, scratch, batch_size=batch_size)
         expected = functools.cache(functools.partial(predict, model, samples))

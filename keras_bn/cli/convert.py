@@ -56,6 +56,7 @@ def batch_size(context: click.Context, parameter: click.Parameter, value: str) -
     help="A free batch size costs speed.",
 )
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold normalizations.")
+@click.option("--explain", is_flag=True, help="Print where each normalization went, or why not.")
 @click.option(
     "--recurrent",
     type=click.Choice(["auto", "loop"]),
@@ -81,6 +82,7 @@ def convert(
     output: str,
     calibration: str | None,
     random_calibration: bool,
+    explain: bool,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -120,13 +122,19 @@ def convert(
                     **options,
                 )
 
-        from keras_bn.cli.tables import comparison_table, conversion_table, fold_summary
+        from keras_bn.cli.tables import (
+            comparison_table,
+            conversion_table,
+            fold_summary,
+            plan_tables,
+        )
         from keras_bn.report.quantities import size
 
         terminal.print(conversion_table(conversion))
         if conversion.comparison:
             terminal.print(comparison_table(conversion.comparison))
         if conversion.fold:
+            terminal.print(*(plan_tables(conversion.fold) if explain else []))
             terminal.print(fold_summary(conversion.fold))
         if random_calibration:
             terminal.print("warning: calibrated on random numbers; the errors above mean nothing")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from keras_bn.fold.result import KeptLayer
 from keras_bn.report.quantities import (
     MISSING,
     TimeUnit,
@@ -48,6 +49,23 @@ def kept_tables(result: FoldResult) -> list[Table]:
     """What was kept, and why; no table for nothing."""
     rows = [(each.layer, each.reason) for each in result.kept]
     return [_text_table("Kept", "normalization", "reason", rows=rows)] if rows else []
+
+
+def other_tables(result: FoldResult) -> list[Table]:
+    """What became of the scales and shifts that are no batch normalizations."""
+    rows = [
+        (each.layer, "stays: " + each.reason)
+        if isinstance(each, KeptLayer)
+        else (each.layer, f"{each.rule}: {each.into}")
+        for each in result.others
+    ]
+    title = "Other scales and shifts"
+    return [_text_table(title, "layer", "where it went", rows=rows)] if rows else []
+
+
+def plan_tables(result: FoldResult) -> list[Table]:
+    """The whole plan of a fold: where each scale and shift went, or why it stayed."""
+    return [*folded_tables(result), *kept_tables(result), *other_tables(result)]
 
 
 def _text_table(title: str, *columns: str, rows: Iterable[Sequence[str]]) -> Table:

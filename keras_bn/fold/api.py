@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +24,7 @@ def fold(
     *,
     keep: Collection[str] = (),
     rebase: bool = True,
+    one_operation: bool = False,
     verify: bool = True,
 ) -> FoldResult:
     """Fold every batch normalization of `model` that algebra allows into its neighbours.
@@ -43,7 +46,10 @@ def fold(
         keep: Names of normalizations to leave alone; "model/layer" inside a nested model.
         rebase: Whether tensors that several layers read may be stored otherwise than the original
             computes them, as the stream of a ResNetV2, which those layers make good for. It
-            widens the range of values there, which costs int8 accuracy.
+            may widen the range of values there.
+        one_operation: Whether a scale and shift of images that can go nowhere becomes a depthwise
+            convolution of one tap. LiteRT runs that as one operation, not two; `keras_bn.convert`
+            asks for it.
         verify: Whether to run both models on random inputs, and to leave alone every
             normalization whose folding makes the result worse than rounding does.
 
@@ -51,6 +57,7 @@ def fold(
         A `FoldResult` with the folded model, not compiled, and a record for every
         normalization: what it was folded into, or the reason that it stayed. One that gave an
         output of a Functional model leaves an Identity of its name, by which losses know it.
+        The model is an ordinary one, which warns when it is trained.
 
     Raises:
         UnsupportedModelError: the model's graph cannot be read, a layer cannot be made from its
@@ -73,7 +80,13 @@ def fold(
     readable = opened(model)
 
     def attempt(kept: Collection[str]) -> tuple[FoldPlan, keras.Model]:
-        decisions = plan(view(readable.model), keep=kept, rebase=rebase, closed=readable.closed)
+        decisions = plan(
+            view(readable.model),
+            keep=kept,
+            rebase=rebase,
+            one_operation=one_operation,
+            closed=readable.closed,
+        )
         return decisions, rebuild(readable.model, decisions.changes)
 
     decisions, folded = attempt(keep)
@@ -122,6 +135,26 @@ def _result(
             for record in records
         ]
 
+    _warn_when_trained(folded, len(decisions.folded))
     return FoldResult(
         folded, decisions.folded, told(decisions.kept), max_abs_error, told(decisions.others)
     )
+
+
+def _warn_when_trained(model: keras.Model, count: int) -> None:
+    """Have `model` say that nothing in it normalizes any more when its training begins."""
+    if not count:
+        return
+    make_train_function = model.make_train_function
+
+    @functools.wraps(make_train_function)
+    def warn_and_make(*args: Any, **arguments: Any) -> Any:
+        warnings.warn(
+            f"'{model.name}' is for inference: {count} batch "
+            f"normalization{'s were' if count > 1 else ' was'} folded into its weights, and "
+            "nothing normalizes in its place. Train the original and fold it anew.",
+            stacklevel=3,
+        )
+        return make_train_function(*args, **arguments)
+
+    vars(model)["make_train_function"] = warn_and_make  # setattr would track it

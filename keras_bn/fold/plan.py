@@ -23,7 +23,7 @@ from keras_bn.fold import absorb
 from keras_bn.fold.absorb import normalization
 from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.affine import Affine, Refused, Shape
-from keras_bn.fold.leftover import end_leftover, leftover
+from keras_bn.fold.leftover import end_leftover, is_depthwise, leftover
 from keras_bn.fold.move import (
     Absorption,
     Direction,
@@ -190,6 +190,7 @@ def plan(
     *,
     keep: Collection[str] = (),
     rebase: bool = True,
+    one_operation: bool = False,
     closed: Mapping[int, str] = MappingProxyType({}),
 ) -> FoldPlan:
     """Decide for every affine in `view` whether and where it folds.
@@ -199,6 +200,7 @@ def plan(
         keep: Names or paths ("backbone/bn") of normalizations to leave alone.
         rebase: Whether a tensor that several layers read may be stored otherwise than the
             original computes it, which those layers then make good for.
+        one_operation: Whether what stays of an image's scale and shift becomes one operation.
         closed: By id, the layers made of others that `view` does not see into, and why.
 
     Raises:
@@ -232,7 +234,7 @@ def plan(
         level = 0 if state is not before else level + 1  # what moves may clear the way for another
     nodes = {node.site: node for node in calls}
     return FoldPlan(
-        _changes(affines, state),
+        _changes(affines, state, one_operation),
         *_account(calls, state, reasons, [*_enclosed(view, closed)]),
         list(
             dict.fromkeys(nodes[site].path for moved in state.moved for site in sorted(moved.sites))
@@ -276,12 +278,12 @@ def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Si
                 )
             if node.training:
                 raise Refused("it is called with training=True and normalises every batch anew")
-            rank = len(view.shapes[node.outputs[0]]) - 1
-            end = affine_end(node.operation, rank)
+            shape = view.shapes[node.outputs[0]][1:]
+            end = affine_end(node.operation, len(shape))
             if end is not None:
                 affines[node.site] = end.affine
                 continue
-            affine = affine_of(node, rank)
+            affine = affine_of(node, shape)
             if affine is None:
                 continue
             require_one_dtype(view, node)
@@ -484,16 +486,24 @@ def _apply(state: _State, move: Move, step: Step) -> _State:
     )
 
 
-def _changes(before: dict[Site, Affine], state: _State) -> Changes:
+def _changes(before: dict[Site, Affine], state: _State, one_operation: bool) -> Changes:
     """What the plan comes to for the model."""
     weights: dict[int, Any] = dict(state.absorbed)
     config = {key: absorbed.rule.gains(absorbed.layer) for key, absorbed in state.absorbed.items()}
     replaced = {}
     for site, affine in state.affines.items():
-        if site in state.removed or affine is before[site]:
+        changed = affine is not before[site]
+        if site in state.removed or not (changed or (one_operation and site in state.composable)):
             continue
         (node,) = state.view.at[site]
-        rest = (end_leftover if site in state.ends else leftover)(node, affine)
+        shape = state.view.shapes[node.tensor][1:]
+        if site in state.ends:
+            rest = end_leftover(node, affine)
+        elif changed or is_depthwise(affine, shape):
+            dtype = state.view.dtypes[node.outputs[0]]
+            rest = leftover(node, affine, shape, dtype, one_operation)
+        else:
+            continue
         weights[id(node.operation)] = rest.weights
         if rest.layer is None:
             config[id(node.operation)] = rest.config

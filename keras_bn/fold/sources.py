@@ -11,7 +11,8 @@ from keras import layers
 from keras.src.ops import numpy as operators
 
 from keras_bn.errors import UnsupportedModelError
-from keras_bn.fold.affine import Affine, Array, Refused
+from keras_bn.fold.absorb.rule import require_added_along
+from keras_bn.fold.affine import Affine, Array, Refused, Shape
 from keras_bn.graph.view import Node
 from keras_bn.layers import BatchNormalization
 
@@ -28,18 +29,23 @@ def is_affine(operation: Any) -> bool:
     return is_batch_norm(operation) or type(operation) in _READERS
 
 
-def affine_of(node: Node, rank: int) -> Affine | None:
-    """What the operation called at `node` does to tensors with `rank` axes behind the batch axis.
+def affine_of(node: Node, shape: Shape) -> Affine | None:
+    """What the operation called at `node` does to tensors of `shape`, the batch axis left out.
 
     None where it does something else, as an addition of two tensors does.
 
     Raises:
-        Refused: it scales or shifts along the batch axis.
+        Refused: it scales or shifts along the batch axis, or not as its shape says.
         UnsupportedModelError: its statistics are not finite, or a variance is negative.
     """
     if is_batch_norm(node.operation):
-        return _batch_norm(node.operation, rank)
-    return _READERS[type(node.operation)](node, rank)
+        return _batch_norm(node.operation, len(shape))
+    affine = _READERS[type(node.operation)](node, len(shape))
+    if affine is not None and isinstance(node.operation, operators.Add):
+        axes = [axis for axis, length in enumerate(affine.shape) if length != 1]
+        if len(axes) == 1:
+            require_added_along(node.operation, axes[0], shape)
+    return affine
 
 
 def typical_magnitude(node: Node, affine: Affine) -> Array:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import keras_bn
@@ -372,7 +373,8 @@ def test_channels_first_folds_on_its_own_axis():
     model = keras.Sequential(
         [
             keras.Input((3, 6, 6)),
-            layers.Conv2D(4, 3, data_format="channels_first", name="c"),
+            # 5 channels of 4×4: Keras's add would take a bias of 4 for one of the columns.
+            layers.Conv2D(5, 3, data_format="channels_first", name="c"),
             bn(axis=1),
         ]
     )
@@ -396,6 +398,31 @@ def test_the_folded_model_saves_loads_and_trains(tmp_path):
     assert_agree(result.model, loaded)
     loaded.compile("sgd", "mse")
     loaded.fit(np.ones((4, 6, 6, 3)), np.ones((4, 2)), verbose=0)
+
+
+def test_training_a_folded_model_warns_that_its_normalizations_are_gone():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(5), bn(), layers.Dense(2)])
+    folded = fold(model).model
+    folded.compile("sgd", "mse")
+    x, y = np.ones((4, 6)), np.ones((4, 2))
+    folded.evaluate(x, y, verbose=0)  # without a warning
+    with pytest.warns(UserWarning, match=r"1 batch normalization was folded into its weights"):
+        folded.fit(x, y, verbose=0)
+
+
+def test_a_model_without_normalizations_trains_without_a_warning():
+    folded = keras_bn.fold(keras.Sequential([keras.Input((6,)), layers.Dense(2)])).model
+    folded.compile("sgd", "mse")
+    folded.fit(np.ones((4, 6)), np.ones((4, 2)), verbose=0)
+
+
+def test_the_folded_model_exports_to_a_saved_model(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 3)), conv("c"), bn(), layers.ReLU()])
+    folded = fold(model).model
+    folded.export(tmp_path / "saved", verbose=False)
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))  # whose variables live as long as it
+    np.testing.assert_allclose(loaded.serve(x), model.predict(x, verbose=0), atol=1e-5)
 
 
 def test_layers_with_derived_state_keep_it():
@@ -611,6 +638,14 @@ def test_one_tensor_added_to_itself_is_not_shifted_in_one_place_alone():
     for total in (layers.Add()([y, y]), layers.Add()([y, y, y]), y + y):
         result = fold(keras.Model(x, bn()(total)))
         assert "only the scale backward into Dense" in reasons(result)["bn"]
+
+
+def test_what_is_left_of_an_operator_computes_in_its_dtype():
+    x = keras.Input((5,), dtype="float64")
+    y = layers.ReLU(dtype="float64")(-layers.BatchNormalization(dtype="float64")(x))
+    result = fold(keras.Model(x, y))
+    assert len(result.folded) == 1
+    assert {layer.compute_dtype for layer in result.model.layers[1:]} == {"float64"}
 
 
 def test_a_shared_attention_whose_calls_read_a_tensor_in_other_roles():

@@ -182,3 +182,40 @@ def test_a_tensor_added_to_itself():
     result = keras_bn.fold(model)
     assert len(result.folded) + len(result.kept) == 1
     assert_agree(model, result.model)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_what_stays_of_an_image_becomes_one_depthwise_convolution_when_asked(center):
+    image = keras.Input((8, 8, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="pixels")(image)
+    x = bn("bn", center=center)(layers.Activation("tanh", name="tanh")(x))
+    model = randomize(keras.Model(image, layers.Activation("tanh")(x)))
+    result = keras_bn.fold(model, one_operation=True)
+    assert [record.layer for record in result.kept] == ["bn"]
+    for name in ("pixels", "bn"):
+        assert type(result.model.get_layer(name)) is layers.DepthwiseConv2D
+    assert_agree(model, result.model)
+
+
+def test_what_is_asked_to_be_kept_is_no_depthwise_convolution():
+    image = keras.Input((8, 8, 3))
+    model = randomize(keras.Model(image, layers.Softmax()(bn("bn")(image))))
+    result = keras_bn.fold(model, keep=["bn"], one_operation=True)
+    assert normalizations(result.model) == ["bn"]
+
+
+def test_a_constant_that_keras_adds_along_another_axis_stays_where_it_is():
+    """Keras's add takes an array of one axis for a bias of any axis of its length."""
+    inputs = keras.Input((3, 3))
+    column = np.array([[1.0], [10.0], [100.0]], "float32")
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(inputs + column)))
+    assert_agree(model, keras_bn.fold(randomize(model), verify=False).model)
+
+
+def test_a_normalization_behind_a_mask_folds():
+    inputs = keras.Input((5, 4))
+    x = bn("bn")(layers.Dense(6, name="dense")(layers.Masking()(inputs)))
+    model = randomize(keras.Model(inputs, layers.LSTM(3)(x)))
+    result = keras_bn.fold(model)
+    assert [record.into for record in result.folded] == ["dense"]
+    assert_agree(model, result.model)
