@@ -49,7 +49,8 @@ def fold(
             may widen the range of values there.
         one_operation: Whether a scale and shift of images that can go nowhere becomes a depthwise
             convolution of one tap. LiteRT runs that as one operation, not two; `keras_bn.convert`
-            asks for it.
+            asks for it. A layer normalization behind a linear layer likewise becomes a root mean
+            square normalization, its mean taken out of that layer's weights.
         verify: Whether to run both models on random inputs, and to leave alone every
             normalization whose folding makes the result worse than rounding does.
 

@@ -18,8 +18,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_bn.fold.absorb.rule import Arrays, Change, array
-from keras_bn.fold.affine import Array, Refused
+from keras_bn.fold.absorb.rule import Arrays, Change
+from keras_bn.fold.affine import Affine, Array, Refused
 from keras_bn.layers import LayerNormalization
 
 _LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -50,16 +50,17 @@ class Centring:
     weights: Arrays
 
 
-def centring(linear: Any, normalization: Any) -> Centring:
+def centring(linear: Any, normalization: Any, end: Affine) -> Centring:
     """Let `linear` take the mean that `normalization`, which follows it, subtracts.
 
     Args:
         linear: A Dense layer, or a convolution with its channels last.
         normalization: A layer normalization over its outputs, called without a mask.
+        end: What is left of its γ and β.
 
     Raises:
-        Refused: the layers compute something else, or there is a β, which the root mean square
-            normalization does not have.
+        Refused: the layers compute something else, or there is a β left, which the root mean
+            square normalization does not have.
     """
     if type(linear) not in _LINEAR or getattr(linear, "groups", 1) > 1:
         raise Refused(f"'{linear.name}' ({type(linear).__name__}) does not mix all its inputs")
@@ -74,9 +75,8 @@ def centring(linear: Any, normalization: Any) -> Centring:
     rank = len(normalization.get_build_config()["input_shape"])
     if [axis % rank for axis in normalization.axis] != [rank - 1]:
         raise Refused(f"'{normalization.name}' normalises over other axes than the features")
-    if normalization.beta is not None and np.any(array(normalization.beta) != 0):
+    if end.shifts:
         raise Refused(f"'{normalization.name}' has a β; it has to go into the layer behind first")
-    gamma = normalization.gamma
     features = linear.kernel.shape[-1]
 
     def change(weights: Arrays) -> Arrays:
@@ -88,5 +88,5 @@ def centring(linear: Any, normalization: Any) -> Centring:
         lambda: layers.RMSNormalization(
             epsilon=normalization.epsilon, dtype=normalization.dtype_policy
         ),
-        {"scale": np.ones(features) if gamma is None else array(gamma)},
+        {"scale": np.broadcast_to(end.scale.reshape(-1), (features,))},
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,12 +23,14 @@ from keras_bn.fold import absorb
 from keras_bn.fold.absorb import normalization
 from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.affine import Affine, Refused, Shape
+from keras_bn.fold.centring import Centring, centring
 from keras_bn.fold.leftover import end_leftover, is_depthwise, leftover
 from keras_bn.fold.move import (
     Absorption,
     Direction,
     Landing,
     Move,
+    check_call,
     is_masked,
     require_one_dtype,
 )
@@ -41,6 +43,9 @@ from keras_bn.graph.view import Node, Site, View
 # larger than the tensor's usual values would cost them that much of float32's precision: 16 leaves
 # 20 of its 24 bits.
 _LARGEST_SHIFT = 16.0
+
+# In others, normalizations choose for themselves what they compute in.
+_FULL = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,9 @@ def plan(
         keep: Names or paths ("backbone/bn") of normalizations to leave alone.
         rebase: Whether a tensor that several layers read may be stored otherwise than the
             original computes it, which those layers then make good for.
-        one_operation: Whether what stays of an image's scale and shift becomes one operation.
+        one_operation: Whether what stays takes the fewest operations in a converted model: one for
+            an image's scale and shift, and for a layer normalization none that subtracts a mean
+            which the layer in front can do without.
         closed: By id, the layers made of others that `view` does not see into, and why.
 
     Raises:
@@ -488,9 +495,14 @@ def _apply(state: _State, move: Move, step: Step) -> _State:
 
 def _changes(before: dict[Site, Affine], state: _State, one_operation: bool) -> Changes:
     """What the plan comes to for the model."""
-    weights: dict[int, Any] = dict(state.absorbed)
-    config = {key: absorbed.rule.gains(absorbed.layer) for key, absorbed in state.absorbed.items()}
-    replaced = {}
+    centrings = _centrings(state) if one_operation else {}
+    absorbed = dict(state.absorbed)
+    for linear, centred in centrings.values():
+        known = absorbed.get(id(linear)) or Absorbed(linear)
+        absorbed[id(linear)] = known.then(centred.change)
+    weights: dict[int, Any] = dict(absorbed)
+    config = {key: taken.rule.gains(taken.layer) for key, taken in absorbed.items()}
+    replaced: dict[int, Any] = {}
     for site, affine in state.affines.items():
         changed = affine is not before[site]
         if site in state.removed or not (changed or (one_operation and site in state.composable)):
@@ -509,7 +521,36 @@ def _changes(before: dict[Site, Affine], state: _State, one_operation: bool) -> 
             config[id(node.operation)] = rest.config
         else:
             replaced[id(node.operation)] = rest.layer
+    for key, (_, centred) in centrings.items():
+        replaced[key] = centred.stand_in
+        weights[key] = partial(dict, centred.weights)
     return Changes(state.removed, weights=weights, config=config, replaced=replaced)
+
+
+def _centrings(state: _State) -> dict[int, tuple[Any, Centring]]:
+    """By its id, each layer normalization whose mean the layer in front takes, and that layer."""
+    found = {}
+    landing = Landing(state.view, state.composable, state.ends, state.kept, may_invert=False)
+    for site in state.ends:
+        (node,) = state.view.at[site]
+        linear = state.view.producers.get(node.tensor)
+        try:
+            if linear is None or not _is_single(state.view, linear):
+                raise Refused("no layer of its own stands in front")
+            if state.view.consumers[node.tensor] != [node] or node.tensor in state.view.outputs:
+                raise Refused("something else reads what it normalises")
+            if is_masked(state.view, node) or state.view.dtypes[node.outputs[0]] not in (
+                "float32",
+                "float64",
+            ):
+                raise Refused("a root mean square normalization treats it otherwise")
+            check_call(linear, landing)
+            check_call(node, landing)
+            centred = centring(linear.operation, node.operation, state.affines[site])
+        except Refused:
+            continue
+        found[id(node.operation)] = (linear.operation, centred)
+    return found
 
 
 # --- the account --------------------------------------------------------------------------------

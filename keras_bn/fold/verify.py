@@ -21,13 +21,14 @@ from keras import tree
 from keras_bn.graph.inputs import random_inputs
 from keras_bn.graph.rebuild import Changes, rebuild
 
-# Rows of the inputs are normal with these deviations; other rows would hide those of small ones
-# if a difference were not judged within its row.
-_DEVIATIONS = (1.0, 1.0, 0.01, 100.0)
+# Rows of the inputs are normal with these deviations, and each is judged by itself. Of large
+# inputs, which models take long for, there is one row only.
+_DEVIATIONS = (1.0, 0.01, 100.0)
+_LARGE = 3 * 128 * 128
 
-# Differences relative to a row's largest output that a hundred float32 operations make:
-# 100 · 2⁻²⁴. Only above it is the original run in float64.
-_USUAL = 6e-6
+# Differences relative to a row's largest output that are not looked into: a hundred layers whose
+# sums round by three times float32's 2⁻²⁴ each. Only above it is the original asked.
+_USUAL = 2e-5
 
 # Folding rounds the weights once more and sums in another order, which may double an error; the
 # rest is for the luck of the draw.
@@ -75,14 +76,15 @@ class Verifier:
         if self.original is None:
             return Verdict(math.nan)
         outputs = run(folded, self.inputs)
-        plain = slice(0, 2)  # the rows of deviation 1
-        max_abs_error = max(
-            float(np.max(np.abs(a[plain] - b[plain]), initial=0.0))
+        max_abs_error = max(  # in the row of deviation 1
+            float(np.max(np.abs(a[:1] - b[:1]), initial=0.0))
             for a, b in zip(self.original, outputs, strict=True)
         )
         error = _relative(self.original, outputs)
         if not error > _USUAL:
             return Verdict(max_abs_error, error)
+        if not self.repeatable:
+            return Verdict(math.nan)
         if self.exact is None:
             return Verdict(max_abs_error, error, self.amplified)
         usual = max(_relative(self.exact, self.original), self.amplified)
@@ -91,7 +93,9 @@ class Verifier:
     @cached_property
     def inputs(self) -> Any:
         """Random inputs, each row of a deviation of its own where they are numbers at all."""
-        inputs = random_inputs(self.readable, samples=len(_DEVIATIONS))
+        inputs = random_inputs(self.readable, samples=1)
+        if sum(array.size for array in tree.flatten(inputs)) < _LARGE:
+            inputs = random_inputs(self.readable, samples=len(_DEVIATIONS))
 
         def scaled(array: np.ndarray) -> np.ndarray:
             deviations = np.resize(_DEVIATIONS, len(array)).astype(array.dtype)
@@ -101,13 +105,20 @@ class Verifier:
 
     @cached_property
     def original(self) -> list[np.ndarray] | None:
-        """What the original computes; None where it cannot be run, or not twice alike."""
+        """What the original computes; None where it cannot be run on random inputs."""
         try:
-            first, second = run(self.model, self.inputs), run(self.model, self.inputs)
+            return run(self.model, self.inputs)
         except Exception:  # a layer may raise anything at values that it cannot take
             return None
-        same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
-        return first if same else None
+
+    @cached_property
+    def repeatable(self) -> bool:
+        """Whether the original computes the same once more, as one that is random does not."""
+        assert self.original is not None
+        again = run(self.model, self.inputs)
+        return all(
+            np.array_equal(a, b, equal_nan=True) for a, b in zip(self.original, again, strict=True)
+        )
 
     @cached_property
     def amplified(self) -> float:

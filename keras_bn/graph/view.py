@@ -59,12 +59,12 @@ class Node:
     outputs: tuple[Tensor, ...]
     training: bool | None
 
-    @property
+    @cached_property
     def tensor(self) -> Tensor:
         """The first tensor among the arguments: x of `2 * x`."""
         return (*self.inputs, *self.side_inputs)[0]
 
-    @property
+    @cached_property
     def side_inputs(self) -> tuple[Tensor, ...]:
         """The tensors of all arguments but the first."""
         return tuple(tensor for tensors in self.others.values() for tensor in tensors)

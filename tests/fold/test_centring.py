@@ -6,10 +6,18 @@ import pytest
 from keras import layers
 
 import keras_bn
-from keras_bn.fold.affine import Refused
+from keras_bn.fold.absorb.normalization import affine_end
+from keras_bn.fold.affine import Affine, Refused
 from keras_bn.fold.centring import centring
 from keras_bn.graph.rebuild import Changes, rebuild
 from tests.fold.absorb.absorption import assert_close, data, model_around, outputs
+
+
+def end_of(normalization, rank):
+    """What `normalization` does last, as the plan has it before anything moves."""
+    end = affine_end(normalization, rank)
+    return Affine.identity(rank) if end is None else end.affine
+
 
 LINEAR = {
     "dense": (lambda **o: layers.Dense(6, **o), (5,)),
@@ -30,7 +38,7 @@ NORMALIZATIONS = {
 def test_the_outputs_stay(make, shape, normalize, dtype):
     linear, normalization = make(dtype=dtype), normalize(dtype=dtype)
     model = model_around(linear, [shape], lambda x: normalization(linear(x)))
-    plan = centring(linear, normalization)
+    plan = centring(linear, normalization, end_of(normalization, len(shape)))
 
     def weights():
         names = ("kernel", "bias") if linear.use_bias else ("kernel",)
@@ -56,7 +64,8 @@ def test_the_product_has_no_mean_left():
     model_around(linear, [(5,)], lambda x: normalization(linear(x)))
     rng = np.random.default_rng(0)
     kernel, bias = rng.normal(3.0, 1.0, (5, 6)), rng.normal(2.0, 1.0, 6)
-    changed = centring(linear, normalization).change({"kernel": kernel, "bias": bias})
+    end = end_of(normalization, 1)
+    changed = centring(linear, normalization, end).change({"kernel": kernel, "bias": bias})
     x = rng.normal(0.0, 2.0, (7, 5))
     z = x @ kernel + bias
     expected = z - z.mean(-1, keepdims=True)
@@ -68,12 +77,12 @@ def test_refusals():
     def refusal(linear, normalization, shape=(4, 5)):
         model_around(linear, [shape], lambda x: normalization(linear(x)))
         with pytest.raises(Refused) as refused:
-            centring(linear, normalization)
+            centring(linear, normalization, end_of(normalization, len(shape)))
         return str(refused.value)
 
     plain = {"center": False}
     assert "activation" in refusal(layers.Dense(6, "relu"), layers.LayerNormalization(**plain))
-    assert "β" in refusal(layers.Dense(6), layers.LayerNormalization())
+    assert "β" in refusal(layers.Dense(6), layers.LayerNormalization(beta_initializer="ones"))
     assert "other axes" in refusal(layers.Dense(6), layers.LayerNormalization(axis=1, **plain))
     assert "other axes" in refusal(layers.Dense(6), layers.LayerNormalization(axis=(1, 2), **plain))
     assert "mix" in refusal(layers.Conv1D(10, 2, groups=5), layers.LayerNormalization(**plain))

@@ -219,3 +219,14 @@ def test_a_normalization_behind_a_mask_folds():
     result = keras_bn.fold(model)
     assert [record.into for record in result.folded] == ["dense"]
     assert_agree(model, result.model)
+
+
+def test_a_layer_normalizations_mean_goes_into_the_layer_in_front_when_asked():
+    inputs = keras.Input((5, 4))
+    x = layers.LayerNormalization(name="ln")(layers.Dense(6, name="front")(inputs))
+    model = randomize(keras.Model(inputs, layers.Dense(3, name="behind")(x)))
+    assert type(keras_bn.fold(model).model.get_layer("ln")) is layers.LayerNormalization
+    result = keras_bn.fold(model, one_operation=True)
+    assert type(result.model.get_layer("ln")) is layers.RMSNormalization
+    np.testing.assert_array_equal(result.model.get_layer("ln").scale, np.ones(6))
+    assert_agree(model, result.model)
