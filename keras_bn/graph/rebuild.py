@@ -290,7 +290,7 @@ def _weights_by_place(layer: Any) -> Iterator[tuple[Any, Any]]:
         attributes = {
             id(member): (name, position)
             for name, value in vars(part).items()
-            # These hold all: Keras's lists, and what TensorFlow tracks once the layer is in a model.
+            # These hold all: Keras's lists, and what TensorFlow tracks of a layer in a model.
             if name not in ("_trainable_variables", "_non_trainable_variables")
             and not name.startswith("_self_")
             for position, member in enumerate(_members(value))
