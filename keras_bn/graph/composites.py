@@ -50,6 +50,7 @@ from keras_bn.graph.symbolic import (
 )
 from keras_bn.graph.view import arguments, calls, functional_graph, structure
 
+_OURS = ("keras.", "keras_bn.layers.")
 # Any that no other axis is likely to have.
 _BATCH_SIZE = 3
 _ALWAYS_TRAINING = "is called with training=True, whatever the model is told"
@@ -484,7 +485,12 @@ def is_composite(layer: Any) -> bool:
     owner = next((kind for kind in type(layer).__mro__ if "call" in vars(kind)), None)
     if owner is keras.Sequential:
         return True
-    return owner is not None and owner.__module__.split(".")[0] not in ("keras", "keras_bn")
+    return owner is not None and _is_the_users(owner)
+
+
+def _is_the_users(kind: type) -> bool:
+    """Whether a class comes neither with Keras nor with this package."""
+    return kind is not AlwaysTraining and not kind.__module__.startswith(_OURS)
 
 
 def model_like(layer: Any, inputs: Any, outputs: Any) -> keras.Model:
@@ -574,9 +580,8 @@ def agrees(call: Callable[..., Any], args: Any, kwargs: Any, inputs: Any, output
 def _makes_masks(layer: Any) -> bool:
     if isinstance(layer, keras.layers.Embedding):
         return layer.mask_zero
-    foreign = type(layer).__module__.split(".")[0] not in ("keras", "keras_bn")
     return isinstance(layer, keras.layers.Masking) or (
-        foreign and not is_default(layer.compute_mask)
+        _is_the_users(type(layer)) and not is_default(layer.compute_mask)
     )
 
 

@@ -345,7 +345,13 @@ def test_padding_has_no_say_in_the_opened_model(case):
     assert change_by_other_padding(opened(randomize(CASES[case][0]())).model) < 1e-6
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+FLOAT64 = pytest.param(
+    "float64",
+    marks=pytest.mark.backend("tensorflow", "torch", because="JAX has to be told to compute in it"),
+)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", FLOAT64])
 def test_casts_at_the_boundary_of_a_block_stay(policy):
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="plain")(image)
