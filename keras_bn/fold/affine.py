@@ -37,10 +37,11 @@ class Affine:
     shift: Array
 
     def __post_init__(self) -> None:
-        shape = np.broadcast_shapes(self.scale.shape, self.shift.shape)
-        for name in ("scale", "shift"):
-            value = np.broadcast_to(np.asarray(getattr(self, name), np.float64), shape)
-            object.__setattr__(self, name, value)
+        scale, shift = (np.asarray(array, np.float64) for array in (self.scale, self.shift))
+        if scale.shape != shift.shape:
+            scale, shift = np.broadcast_arrays(scale, shift)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "shift", shift)
 
     @staticmethod
     def identity(rank: int) -> Affine:
@@ -96,11 +97,11 @@ class Affine:
     def compact(self) -> Affine:
         """The same affine with every axis along which nothing varies reduced to length 1."""
         result = self
-        for axis in range(len(self.shape)):
+        for axis, length in enumerate(self.shape):
+            if length == 1:
+                continue
             first = result.part(axis, 0, 1)
-            if np.array_equal(np.broadcast_to(first.scale, result.shape), result.scale) and (
-                np.array_equal(np.broadcast_to(first.shift, result.shape), result.shift)
-            ):
+            if np.all(first.scale == result.scale) and np.all(first.shift == result.shift):
                 result = first
         return result
 

@@ -22,7 +22,7 @@ import numpy as np
 from keras_bn.fold import absorb
 from keras_bn.fold.absorb import normalization
 from keras_bn.fold.absorb.normalization import affine_end
-from keras_bn.fold.affine import Affine, Refused, Shape
+from keras_bn.fold.affine import Affine, Array, Refused, Shape
 from keras_bn.fold.centring import Centring, centring
 from keras_bn.fold.leftover import end_leftover, is_depthwise, leftover
 from keras_bn.fold.move import (
@@ -158,6 +158,7 @@ class _State:
     Attributes:
         view: What is left of the graph.
         affines: What each call that may go does by now.
+        magnitudes: How large the values are that it meets.
         composable: The calls among them whose operation is called nowhere else, so that it can do
             anything else as well.
         ends: The calls of layers that normalise something else and end in an affine, gamma and
@@ -170,6 +171,7 @@ class _State:
 
     view: View
     affines: dict[Site, Affine]
+    magnitudes: dict[Site, Array]
     composable: frozenset[Site]
     ends: frozenset[Site]
     kept: frozenset[int]
@@ -221,9 +223,11 @@ def plan(
     for node in asked:
         reasons[node.site] = "asked to be kept"
         affines.pop(node.site, None)
+    calls_of = {node.site: node for node in calls}
     state = _State(
         view,
         affines,
+        {site: typical_magnitude(calls_of[site], affine) for site, affine in affines.items()},
         frozenset(
             node.site
             for node in calls
@@ -331,7 +335,7 @@ def _try(
             continue
         if site in state.ends and any(step.direction == "backward" for step in route.steps):
             continue
-        may_invert = route.may_invert and rebase and _undoable(node, affine)
+        may_invert = route.may_invert and rebase and _undoable(affine, state.magnitudes[site])
         if route.may_invert and not (may_invert or apart):
             continue  # the same as without
         try:
@@ -346,13 +350,12 @@ def _try(
     return state
 
 
-def _undoable(node: Node, affine: Affine) -> bool:
+def _undoable(affine: Affine, magnitude: Array) -> bool:
     """Whether what reads the tensor beside the affine may be made to undo it."""
     try:
         shift = np.abs(affine.inverse().shift)
     except Refused:
         return False
-    magnitude = typical_magnitude(node, affine)
     return bool(np.all(shift <= _LARGEST_SHIFT * magnitude))
 
 

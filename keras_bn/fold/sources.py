@@ -55,7 +55,7 @@ def typical_magnitude(node: Node, affine: Affine) -> Array:
     `affine` centres them by is taken for it.
     """
     if not is_batch_norm(node.operation):
-        return np.abs(affine.inverse().shift)
+        return np.abs(affine.shift / np.where(affine.scale == 0, 1, affine.scale))
     weights = read_batch_norm(node.operation)
     deviation = np.sqrt(weights["moving_variance"] + node.operation.epsilon)
     rank = len(affine.shape)
