@@ -25,6 +25,7 @@ def fold(
     keep: Collection[str] = (),
     rebase: bool = True,
     one_operation: bool = False,
+    duplicate: bool = False,
     verify: bool = True,
 ) -> FoldResult:
     """Fold every batch normalization of `model` that algebra allows into its neighbours.
@@ -51,6 +52,8 @@ def fold(
             convolution of one tap. LiteRT runs that as one operation, not two; `keras_bn.convert`
             asks for it. A layer normalization behind a linear layer likewise becomes a root mean
             square normalization, its mean taken out of that layer's weights.
+        duplicate: Whether a normalization may fold into a copy of the layer in front of it where
+            that feeds others too, at the cost of computing it twice.
         verify: Whether to run both models on random inputs, and to leave alone every
             normalization whose folding makes the result worse than rounding does.
 
@@ -86,6 +89,7 @@ def fold(
             keep=kept,
             rebase=rebase,
             one_operation=one_operation,
+            duplicate=duplicate,
             closed=readable.closed,
         )
         return decisions, rebuild(readable.model, decisions.changes)

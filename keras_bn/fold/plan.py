@@ -152,6 +152,18 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A copy of the layer called at `original`, which absorbs one more affine than that."""
+
+    original: Node
+    absorbed: Absorbed
+
+    def layer(self) -> keras.Layer:
+        layer = self.absorbed.layer
+        return type(layer).from_config({**layer.get_config(), **self.absorbed.rule.gains(layer)})
+
+
+@dataclass(frozen=True)
 class _State:
     """The plan so far.
 
@@ -167,6 +179,7 @@ class _State:
         removed: The calls that are gone.
         absorbed: What layers took in, by layer id.
         moved: How it came to that.
+        copies: The calls in whose place copies of layers stand that absorbed what was left there.
     """
 
     view: View
@@ -178,6 +191,7 @@ class _State:
     removed: frozenset[Site] = frozenset()
     absorbed: dict[int, Absorbed] = field(default_factory=dict)
     moved: tuple[Moved, ...] = ()
+    copies: dict[Site, Copy] = field(default_factory=dict)
 
     @cached_property
     def bare(self) -> frozenset[Site]:
@@ -198,6 +212,7 @@ def plan(
     keep: Collection[str] = (),
     rebase: bool = True,
     one_operation: bool = False,
+    duplicate: bool = False,
     closed: Mapping[int, str] = MappingProxyType({}),
 ) -> FoldPlan:
     """Decide for every affine in `view` whether and where it folds.
@@ -210,6 +225,8 @@ def plan(
         one_operation: Whether what stays takes the fewest operations in a converted model: one for
             an image's scale and shift, and for a layer normalization none that subtracts a mean
             which the layer in front can do without.
+        duplicate: Whether a normalization may fold into a copy of the layer in front of it, where
+            others read that layer too.
         closed: By id, the layers made of others that `view` does not see into, and why.
 
     Raises:
@@ -243,13 +260,13 @@ def plan(
             if site not in state.removed and site not in state.bare:
                 state = _try(state, site, ROUTES[level], reasons, rebase)
         level = 0 if state is not before else level + 1  # what moves may clear the way for another
-    nodes = {node.site: node for node in calls}
+    if duplicate:
+        state = replace(state, copies=_copies(state))
+    sites = [site for moved in state.moved for site in sorted(moved.sites)]
     return FoldPlan(
         _changes(affines, state, one_operation),
         *_account(calls, state, reasons, [*_enclosed(view, closed)]),
-        list(
-            dict.fromkeys(nodes[site].path for moved in state.moved for site in sorted(moved.sites))
-        ),
+        list(dict.fromkeys(calls_of[site].path for site in [*sites, *state.copies])),
     )
 
 
@@ -508,7 +525,9 @@ def _changes(before: dict[Site, Affine], state: _State, one_operation: bool) -> 
     replaced: dict[int, Any] = {}
     for site, affine in state.affines.items():
         changed = affine is not before[site]
-        if site in state.removed or not (changed or (one_operation and site in state.composable)):
+        if site in state.removed or site in state.copies:
+            continue
+        if not (changed or (one_operation and site in state.composable)):
             continue
         (node,) = state.view.at[site]
         shape = state.view.shapes[node.tensor][1:]
@@ -524,10 +543,37 @@ def _changes(before: dict[Site, Affine], state: _State, one_operation: bool) -> 
             config[id(node.operation)] = rest.config
         else:
             replaced[id(node.operation)] = rest.layer
+    for site, copy in state.copies.items():
+        (node,) = state.view.at[site]
+        replaced[id(node.operation)] = copy.layer
+        weights[id(node.operation)] = copy.absorbed
     for key, (_, centred) in centrings.items():
         replaced[key] = centred.stand_in
         weights[key] = partial(dict, centred.weights)
-    return Changes(state.removed, weights=weights, config=config, replaced=replaced)
+    redirected = {site: copy.original.site for site, copy in state.copies.items()}
+    return Changes(state.removed, weights, config, replaced, redirected)
+
+
+def _copies(state: _State) -> dict[Site, Copy]:
+    """For what is left of each affine behind a layer that others read too, a copy of that layer."""
+    view, copies = state.view, {}
+    for site in state.composable - state.removed:
+        (node,) = view.at[site]
+        original = view.producers.get(node.tensor)
+        rule = None if original is None else absorb.rule_for(original.operation)
+        if original is None or rule is None or rule.backward is None:
+            continue
+        shared = len(view.consumers[node.tensor]) > 1 or node.tensor in view.outputs
+        if not shared or original.side_inputs or original.site.owner != site.owner:
+            continue
+        try:
+            check_call(original, Landing(view, frozenset(), frozenset(), frozenset(), False))
+            change = rule.backward(original.operation, state.affines[site])
+        except Refused:
+            continue
+        known = state.absorbed.get(id(original.operation)) or Absorbed(original.operation)
+        copies[site] = Copy(original, known.then(change))
+    return copies
 
 
 def _centrings(state: _State) -> dict[int, tuple[Any, Centring]]:
@@ -588,6 +634,11 @@ def _record(
     if sites.isdisjoint(state.affines) and sites.isdisjoint(reasons):
         return None
     gone = sites & (state.removed | state.bare)
+    copied = [state.copies[site].original for site in sites if site in state.copies]
+    if copied:
+        (original,) = copied
+        kind = type(original.operation).__name__
+        return FoldedLayer(path, original.path, f"backward into a copy of the {kind}")
     if gone == sites:
         return FoldedLayer(path, _into(taken), _rule(taken))
     stay = "; ".join(dict.fromkeys(reasons[node.site] for node in nodes if node.site not in gone))

@@ -36,12 +36,15 @@ class Changes:
         replaced: By operation, a function that makes the layer which stands in for it at every
             call, under its name, called with the first argument that holds tensors and nothing
             else. The new layer starts with its `weights` and nothing of the old one's.
+        redirected: Calls of replaced operations that are made on what another call of the same
+            model gets.
     """
 
     removed: frozenset[Site] = frozenset()
     weights: Mapping[int, Callable[[], Weights]] = field(default_factory=dict)
     config: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     replaced: Mapping[int, Callable[[], keras.Layer]] = field(default_factory=dict)
+    redirected: Mapping[Site, Site] = field(default_factory=dict)
 
 
 def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
@@ -108,14 +111,17 @@ class _Rebuilder:
     def run(self, functional: Any, tensors: dict[int, Any]) -> None:
         """Call the new operations in order; `tensors` maps old tensors' ids to new ones."""
         outputs_of_model = set(map(id, functional.outputs))
-        for position, call in enumerate(calls(functional)):
+        in_order = list(calls(functional))
+        for position, call in enumerate(in_order):
             old, (result, *_) = call.operation, call.outputs
-            if Site(id(functional), position) in self.changes.removed:
+            site = Site(id(functional), position)
+            if site in self.changes.removed:
                 outputs = tree.flatten(_first_tensors(call, tensors))[:1]
                 if id(result) in outputs_of_model:
                     outputs = [self.stand_in(old, functional, result.dtype)(outputs[0])]
             elif id(old) in self.changes.replaced:
-                outputs = tree.flatten(self.operation(old)(_first_tensors(call, tensors)))
+                read = in_order[self.changes.redirected.get(site, site).position]
+                outputs = tree.flatten(self.operation(old)(_first_tensors(read, tensors)))
                 self.fill(old)
             else:
                 args, kwargs = call.arguments.fill_in(tensors)

@@ -230,3 +230,18 @@ def test_a_layer_normalizations_mean_goes_into_the_layer_in_front_when_asked():
     assert type(result.model.get_layer("ln")) is layers.RMSNormalization
     np.testing.assert_array_equal(result.model.get_layer("ln").scale, np.ones(6))
     assert_agree(model, result.model)
+
+
+@pytest.mark.parametrize("as_output", [False, True])
+def test_a_layer_that_feeds_others_is_copied_only_when_asked(as_output):
+    image = keras.Input((8, 8, 3))
+    x = conv("shared", use_bias=False)(image)
+    other = x if as_output else layers.Softmax()(x)
+    model = randomize(keras.Model(image, [other, layers.Softmax()(bn("bn")(x))]))
+    assert [record.layer for record in keras_bn.fold(model).kept] == ["bn"]
+    result = keras_bn.fold(model, duplicate=True)
+    (record,) = result.folded
+    assert (record.into, record.rule) == ("shared", "backward into a copy of the Conv2D")
+    assert type(result.model.get_layer("bn")) is layers.Conv2D
+    assert not result.model.get_layer("shared").use_bias
+    assert_agree(model, result.model)
