@@ -81,18 +81,27 @@ def _fits(layer: Any, affine: Affine) -> bool:
 
 
 def _batch_norm_weights(layer: Any, affine: Affine) -> dict[str, Array]:
-    """The gamma and beta with which `layer` is `affine`."""
+    """The gamma, beta and moving mean with which `layer` is `affine`.
+
+    The mean stays unless that leaves a large beta which s·(x − μ) may have to cancel, since what
+    comes in now is not what μ was the mean of. Then μ goes to where the output is about zero.
+    """
     weights = read_batch_norm(layer)
     mean, variance = weights["moving_mean"], weights["moving_variance"]
     own = spread(layer, mean, len(affine.shape)).shape
-    gamma, beta = gamma_beta(
-        np.broadcast_to(affine.scale, own).reshape(mean.shape),
-        np.broadcast_to(affine.shift, own).reshape(mean.shape),
-        mean,
-        variance,
-        layer.epsilon,
+    scale, shift = (
+        np.broadcast_to(array, own).reshape(mean.shape) for array in (affine.scale, affine.shift)
     )
-    return {"gamma": gamma, "beta": beta}
+    deviation = np.sqrt(variance + layer.epsilon)
+    offset = np.abs(shift + mean * scale)
+    cancels = (offset > 8 * deviation * np.abs(scale)) & (
+        # Further away than this nothing comes in: gamma is tiny, and the output is about beta.
+        offset <= 16 * (np.abs(mean) + deviation) * np.abs(scale)
+    )
+    zero = np.float32(-shift / np.where(cancels, scale, 1.0))  # as it is stored
+    mean = np.where(cancels, zero, mean)
+    gamma, beta = gamma_beta(scale, shift, mean, variance, layer.epsilon)
+    return {"gamma": gamma, "beta": beta, "moving_mean": mean}
 
 
 def end_leftover(node: Node, affine: Affine) -> Leftover:

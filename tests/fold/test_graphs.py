@@ -668,3 +668,15 @@ def test_an_operator_that_ends_a_mask_stays():
     x = layers.Embedding(9, 4, mask_zero=True, name="words")(ids)
     result = fold(keras.Model(ids, layers.SimpleRNN(3)(-x)))
     assert "Negative" in {type(operation).__name__ for operation in result.model.operations}
+
+
+def test_two_normalizations_in_one_round_as_little_as_apart():
+    one, two = bn("one", epsilon=0.0), bn("two", epsilon=0.0)
+    model = keras.Sequential([keras.Input((4,)), one, two])
+    one.set_weights([np.full(4, v, "float32") for v in (1.0, 1.0, 0.0, 1e-4)])
+    two.set_weights([np.full(4, v, "float32") for v in (1.0, 0.0, 1.0, 1.0)])
+    result = keras_bn.fold(model)
+    assert rules(result)["one"] == ("two", "forward into BatchNormalization")
+    x = np.random.default_rng(0).normal(0.0, 0.01, (64, 4)).astype("float32")
+    # 100·x. To take 1, the mean of what came in once, off x would cost a hundred times 2⁻²⁴.
+    np.testing.assert_allclose(result.model(x), 100 * x.astype("float64"), rtol=1e-6)
