@@ -1,4 +1,7 @@
-"""What is inside a `.tflite` file; the only reader of the LiteRT schema."""
+"""What is inside a `.tflite` file: read in place, or taken apart and put together again.
+
+The LiteRT schema is known here, and to `biases`, which changes what is taken apart.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
 _OP_NAMES = {
@@ -49,7 +53,11 @@ def read_contents(tflite: bytes) -> Contents:
     """
     model = schema.Model.GetRootAs(tflite)
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
-    names = [_op_name(code) for code in codes]
+    names = [
+        # Codes above 127 do not fit the old one-byte field, which then holds a placeholder.
+        op_name(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), code.CustomCode())
+        for code in codes
+    ]
     ops: Counter[str] = Counter()
     float_ops: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
@@ -70,11 +78,9 @@ def read_contents(tflite: bytes) -> Contents:
     return Contents(ops, float_ops, dtypes, io_dtypes)
 
 
-def _op_name(code: Any) -> str:
-    if code.CustomCode() is not None:
-        return code.CustomCode().decode()
-    # Codes above 127 do not fit the old one-byte field, which then holds a placeholder.
-    return _OP_NAMES[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+def op_name(builtin_code: int, custom_code: bytes | None) -> str:
+    """What an operation is called: as in the schema, or by its own name if it is a custom one."""
+    return _OP_NAMES[builtin_code] if custom_code is None else custom_code.decode()
 
 
 def _tensors(operator: Any) -> Iterator[int]:
@@ -84,3 +90,22 @@ def _tensors(operator: Any) -> Iterator[int]:
             yield operator.Inputs(index)
     for index in range(operator.OutputsLength()):
         yield operator.Outputs(index)
+
+
+def unpack(tflite: bytes) -> Any:
+    """The file as a tree of objects, those of the schema whose names end in T."""
+    return schema.ModelT.InitFromPackedBuf(tflite)
+
+
+def pack(model: Any) -> bytes:
+    """The file that `model`, a tree such as `unpack` gives, stands for."""
+    builder = _Builder(sum(len(b.data) for b in model.buffers if b.data is not None) + 2**16)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+class _Builder(flatbuffers.Builder):
+    """Begins arrays of bytes at a multiple of 16, as the schema demands of constants."""
+
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:  # noqa: N802, N803
+        return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn.convert.biases import merge_biases
+
 # What one request asks for, by its keys:
 #   saved_model   folder of the export
 #   output        file to write
@@ -104,7 +106,7 @@ def _load_converter() -> Callable[[Request], bytes]:
             converter.representative_dataset = lambda: _calibration_steps(request)
             converter.inference_input_type = tf.as_dtype(request["io_dtype"])
             converter.inference_output_type = tf.as_dtype(request["io_dtype"])
-        return converter._convert_from_saved_model(tf.compat.v1.GraphDef())
+        return merge_biases(converter._convert_from_saved_model(tf.compat.v1.GraphDef()))
 
     return convert
 
