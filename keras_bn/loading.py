@@ -10,7 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import keras_bn.layers  # noqa: F401 - registers the layers that a file may name
+import keras_bn.graph.always_training
+import keras_bn.layers  # noqa: F401 - these two register the layers that a file may name
 from keras_bn.errors import UnsupportedModelError
 
 SUFFIXES = (".keras", ".h5", ".hdf5")

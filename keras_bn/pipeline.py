@@ -23,7 +23,12 @@ from keras_bn.convert.flatbuffer import Contents, read_contents
 from keras_bn.convert.modes import INTEGER_MODES, IO_DTYPES, check_options
 from keras_bn.convert.process import ConverterProcess
 from keras_bn.convert.result import Conversion
-from keras_bn.errors import CalibrationError, ComparisonError, ConversionError
+from keras_bn.errors import (
+    CalibrationError,
+    ComparisonError,
+    ConversionError,
+    UnsupportedModelError,
+)
 from keras_bn.files import replacing, require_writable
 from keras_bn.quantize.calibration import DEFAULT_SAMPLES, calibration_data
 from keras_bn.samples import Samples, random_samples, read_samples
@@ -196,6 +201,7 @@ def convert_all(
                 f"Expected model to be a keras.Model or a path; received {type(model).__name__}."
             )
         require_finite_weights(model)
+        model = _with_a_graph(model)
         ranges = None if calibration is None else calibration_data(model, calibration)
         samples = _comparison_samples(model, data, ranges)
         folded = None
@@ -250,6 +256,28 @@ def convert_all(
                 )
             )
     return conversions
+
+
+def _with_a_graph(model: keras.Model) -> keras.Model:
+    """`model`, or in place of a subclassed one a Functional one that computes the same.
+
+    Raises:
+        UnsupportedModelError: The subclassed model cannot be traced, or does something else then.
+    """
+    from keras_bn.fold.verify import Verifier
+    from keras_bn.graph.trace import opened
+    from keras_bn.graph.view import functional_graph
+
+    if functional_graph(model) is not None:
+        return model
+    traced = opened(model).model
+    verdict = Verifier(model, traced)(traced)
+    if not verdict.holds:
+        raise UnsupportedModelError(
+            f"'{model.name}' ({type(model).__name__}) computes something else when it is called on "
+            f"symbolic tensors: {verdict}. Build it with the Functional API."
+        )
+    return traced
 
 
 def _comparison_samples(model: keras.Model, data: Any, ranges: Samples | None) -> Samples:

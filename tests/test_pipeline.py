@@ -356,3 +356,40 @@ def test_an_input_that_nothing_reads_cannot_be_quantized(tmp_path, process):
             process=process,
         )
     assert not (tmp_path / "m.tflite").exists()
+
+
+class Block(layers.Layer):
+    def __init__(self, filters, **options):
+        super().__init__(**options)
+        self.conv = layers.Conv2D(filters, 3, use_bias=False, name="conv")
+        self.norm = layers.BatchNormalization(name="norm")
+
+    def call(self, inputs, training=None):
+        return keras.ops.relu(self.norm(self.conv(inputs), training=training))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Block(4, name="first"), Block(6, name="second")
+        self.head = layers.Dense(3, name="head")
+
+    def call(self, inputs, training=None):
+        x = self.second(self.first(inputs, training=training), training=training)
+        return self.head(keras.ops.mean(x, axis=(1, 2)))
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_subclassed_model(fold, process, tmp_path):
+    model = Subclassed()
+    model(np.zeros((1, 8, 8, 3), "float32"))
+    randomize(model)
+    conversion = keras_bn.convert(model, tmp_path / "m.tflite", fold=fold, process=process)
+    assert conversion.comparison.max_abs_error < 1e-4
+    if fold:
+        assert conversion.ops == {"CONV_2D": 2, "MEAN": 1, "FULLY_CONNECTED": 1}
+        assert [record.layer for record in conversion.fold.folded] == ["first/norm", "second/norm"]
+    # The file is checked against a traced twin, and here against the model itself.
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    (output,) = predict(tmp_path / "m.tflite", x).values()
+    np.testing.assert_allclose(output, model.predict(x, verbose=0), atol=1e-5)

@@ -36,6 +36,7 @@ from keras_bn.fold.move import (
 )
 from keras_bn.fold.result import FoldedLayer, KeptLayer
 from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, typical_magnitude
+from keras_bn.graph.always_training import AlwaysTraining
 from keras_bn.graph.rebuild import Changes
 from keras_bn.graph.view import Node, Site, View
 
@@ -688,11 +689,13 @@ def _enclosed(view: View, closed: Mapping[int, str]) -> Iterator[KeptLayer]:
             if not isinstance(layer, keras.layers.BatchNormalization) or id(layer) in seen:
                 continue
             seen.add(id(layer))
+            why = closed.get(id(node.operation), "computes on its own")
             if layer is node.operation:
                 yield KeptLayer(node.path, f"{type(layer).__name__} overrides how it is computed")
+            elif isinstance(node.operation, AlwaysTraining) and layer is node.operation.layer:
+                yield KeptLayer(node.path, f"it {why}")
             else:
                 kind = type(node.operation).__name__
-                why = closed.get(id(node.operation), "computes on its own")
                 yield KeptLayer(
                     f"{node.path}/{layer.name}", f"it is inside '{node.path}' ({kind}), which {why}"
                 )

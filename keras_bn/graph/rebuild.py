@@ -82,12 +82,14 @@ class _Rebuilder:
         def new(tensor: Any) -> Any:
             return tensors[id(tensor)]
 
-        return keras.Model(
+        rebuilt = keras.Model(
             tree.map_structure(new, inputs),
             tree.map_structure(new, outputs),
             name=model.name,
             trainable=model.trainable,
         )
+        rebuilt.supports_masking = model.supports_masking
+        return rebuilt
 
     def sequential(self, model: Any) -> Any:
         functional: Any = functional_graph(model)
