@@ -5,11 +5,11 @@ writes the result; backward it reads the gradient and the batch for the two sums
 and writes the gradient of the batch. Eight times the tensor's size over the bandwidth of a copy,
 measured between the steps, is the least that a step beyond the caches can take.
 
-PyTorch's BatchNorm2d on channels_last tensors runs along, in a process of its own, if torch is
-installed (`make test-backends` leaves an environment with it: .venv-torch/bin/python). Neither is
-made to wait for the system's memory: TensorFlow with oneDNN keeps what it has allocated, and the
-C library that PyTorch allocates from is told to do the same. All take turns; ratios of medians are
-what to trust. The layers' times are net: a step with the layer less the same step without.
+PyTorch's BatchNorm2d on channels_last tensors runs along, in processes of its own, if torch is
+installed (`make test-backends` leaves an environment with it: .venv-torch/bin/python): once as it
+is installed, and once told to keep the memory that it has allocated, as TensorFlow with oneDNN
+does by itself. All take turns; ratios of medians are what to trust. The layers' times are net: a
+step with the layer less the same step without.
 
     python -m tools.benchmarks.batch_norm_limits [--quick] [--json FILE]
 """
@@ -50,19 +50,25 @@ PASSES = 8
 # return them to the system and have them back in new pages at every step, which takes three times
 # as long as PyTorch's layer itself at 100 MB.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+TORCH = {"torch": {}, "torch_keeping_memory": KEEP_MEMORY}
 SECONDS = 12.0  # for each shape
 
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure in a child process with oneDNN, which is what TensorFlow is fastest with."""
     rows = in_child(f"batch_norm_limits:measure({quick})", onednn=True)
-    beside_torch = [row["torch_ms"] / row["keras_bn_ms"] for row in rows if "torch_ms" in row]
+    beside = {
+        torch: [row[f"{torch}_ms"] / row["keras_bn_ms"] for row in rows if f"{torch}_ms" in row]
+        for torch in TORCH
+    }
     return {
         "benchmark": "batch_norm_limits",
         "quick": quick,
         "machine": machine(),
         "layers": rows,
-        "torch_geometric_mean": statistics.geometric_mean(beside_torch) if beside_torch else None,
+        "geometric_means": {
+            torch: statistics.geometric_mean(ratios) for torch, ratios in beside.items() if ratios
+        },
     }
 
 
@@ -78,10 +84,11 @@ def table(document: dict[str, Any]) -> Table:
         "of the limit",
         "torch ms",
         "torch / keras_bn",
+        "keeping memory",
     ):
         result.add_column(heading, justify="right")
     for row in document["layers"]:
-        torch = row.get("torch_ms")
+        torch, keeping = row.get("torch_ms"), row.get("torch_keeping_memory_ms")
         result.add_row(
             str(tuple(row["shape"])),
             f"{row['size_bytes'] / 1e6:.0f}",
@@ -91,10 +98,11 @@ def table(document: dict[str, Any]) -> Table:
             f"{row['keras_bn_ms'] / row['limit_ms']:.2f}",
             f"{torch:.2f}" if torch else "-",
             f"{torch / row['keras_bn_ms']:.2f}" if torch else "-",
+            f"{keeping / row['keras_bn_ms']:.2f}" if keeping else "-",
         )
-    mean = document["torch_geometric_mean"]
-    if mean:
-        result.add_row("geometric mean", "", "", "", "", "", "", f"{mean:.2f}", style="bold")
+    means = [f"{mean:.2f}" for mean in document["geometric_means"].values()]
+    if means:
+        result.add_row("geometric mean", *[""] * 6, *means, style="bold")
     return result
 
 
@@ -112,7 +120,8 @@ def _measure(shape: tuple[int, ...], seconds: float) -> dict[str, Any]:
     steps = {**_tensorflow_steps(x, weights), "copy": _copy_of(x)}
     with ExitStack() as stack:
         if find_spec("torch"):
-            steps |= stack.enter_context(_torch_child(shape))
+            for torch, environment in TORCH.items():
+                steps |= stack.enter_context(_torch_child(torch, shape, environment))
         # PyTorch's threads go on spinning after a step, which TensorFlow's must not pay for.
         medians = medians_ms(steps, seconds=seconds, pause_s=0.03)
     bandwidth = 2 * x.nbytes / (medians["copy"] / 1000)  # a copy reads and writes
@@ -123,8 +132,9 @@ def _measure(shape: tuple[int, ...], seconds: float) -> dict[str, Any]:
         "limit_ms": 1000 * PASSES * x.nbytes / bandwidth,
         "keras_bn_ms": medians["keras_bn"] - medians["nothing"],
     }
-    if "torch" in medians:
-        row["torch_ms"] = medians["torch"] - medians["torch nothing"]
+    for torch in TORCH:
+        if torch in medians:
+            row[f"{torch}_ms"] = medians[torch] - medians[f"{torch} nothing"]
     return row
 
 
@@ -159,25 +169,27 @@ def _tensorflow_steps(x: Any, weights: Any) -> dict[str, Callable[[], Any]]:
 
 
 @contextmanager
-def _torch_child(shape: tuple[int, ...]) -> Iterator[dict[str, Callable[[], Any]]]:
+def _torch_child(
+    name: str, shape: tuple[int, ...], environment: dict[str, str]
+) -> Iterator[dict[str, Callable[[], Any]]]:
     """PyTorch's steps, run in a process of its own: libraries in one process share its memory."""
     code = f"from tools.benchmarks.batch_norm_limits import serve_torch; serve_torch({shape})"
     child = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, **KEEP_MEMORY},
+        env={**os.environ, **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
 
-    def step(name: str) -> None:
+    def step(layer: str) -> None:
         assert child.stdin and child.stdout
-        child.stdin.write(name + "\n")
+        child.stdin.write(layer + "\n")
         child.stdin.flush()
         child.stdout.readline()
 
     with child:
-        yield {name: partial(step, name) for name in ("torch nothing", "torch")}
+        yield {name: partial(step, "layer"), f"{name} nothing": partial(step, "nothing")}
         child.terminate()
 
 
@@ -201,8 +213,8 @@ def serve_torch(shape: tuple[int, ...]) -> None:
         return step
 
     steps = {
-        "torch nothing": step_with(torch.nn.Identity()),
-        "torch": step_with(torch.nn.BatchNorm2d(shape[-1])),
+        "nothing": step_with(torch.nn.Identity()),
+        "layer": step_with(torch.nn.BatchNorm2d(shape[-1])),
     }
     for line in sys.stdin:
         steps[line.strip()]()
