@@ -103,6 +103,10 @@ ROUTES = (
 )
 
 
+# These take s·x + t as s·(x + t/s).
+_DIVIDING = (Step("scale", "forward"), Step("shift", "backward"))
+
+
 def take(affine: Affine, step: Step) -> tuple[Affine, Affine]:
     """What leaves of `affine` by `step`, and what is left of it.
 
@@ -353,7 +357,10 @@ def _try(
             continue
         if site in state.ends and any(step.direction == "backward" for step in route.steps):
             continue
-        may_invert = route.may_invert and rebase and _undoable(affine, state.magnitudes[site])
+        undoable = _undoable(affine, state.magnitudes[site])
+        if apart and not undoable and any(step in _DIVIDING for step in route.steps):
+            continue
+        may_invert = route.may_invert and rebase and undoable
         if route.may_invert and not (may_invert or apart):
             continue  # the same as without
         try:

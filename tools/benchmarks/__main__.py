@@ -18,6 +18,7 @@ BENCHMARKS = (
     "update_bn",
     "monitor",
     "fold_time",
+    "fold_graphs",
     "fold_zoo",
     "conversion",
 )
