@@ -48,17 +48,16 @@ def affine_of(node: Node, shape: Shape) -> Affine | None:
     return affine
 
 
-def typical_magnitude(node: Node, affine: Affine) -> Array:
+def typical_magnitude(node: Node, rank: int) -> Array:
     """How large the values are that the affine at `node` meets, channel by channel.
 
-    A batch normalization knows their mean and deviation; of others it is not known, and what
-    `affine` centres them by is taken for it.
+    A batch normalization knows their mean and deviation. Of others it is not known, and they are
+    taken to be large enough for whatever is done to them.
     """
     if not is_batch_norm(node.operation):
-        return np.abs(affine.shift / np.where(affine.scale == 0, 1, affine.scale))
+        return np.full((1,) * rank, np.inf)
     weights = read_batch_norm(node.operation)
     deviation = np.sqrt(weights["moving_variance"] + node.operation.epsilon)
-    rank = len(affine.shape)
     return spread(node.operation, np.abs(weights["moving_mean"]) + deviation, rank)
 
 

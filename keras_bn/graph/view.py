@@ -123,6 +123,10 @@ class View:
             calls.setdefault(node.site, []).append(node)
         return calls
 
+    def is_only_call(self, node: Node) -> bool:
+        """Whether the operation called at `node` is called nowhere else."""
+        return len(self.calls[id(node.operation)]) == 1
+
     def without(self, sites: frozenset[Site]) -> View:
         """The view in which the calls at `sites` hand their input on unchanged."""
         alias: dict[Tensor, Tensor] = {}

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_bn
-from keras_bn.fold import plan as planning
+from keras_bn.fold.state import Absorbed
 from keras_bn.fold.verify import Verifier
 from tests.fold.agreement import assert_agree, normalizations
 from tests.random_weights import randomize
@@ -52,7 +52,7 @@ def test_weights_that_overflow_when_folded_stay_apart():
 def test_a_wrong_rule_is_found_out_and_undone(monkeypatch, wrong):
     """Stands for a mistake in a rule: one layer comes out one percent too large."""
     model = chain("a", "b", "c")
-    true = planning.Absorbed.__call__
+    true = Absorbed.__call__
 
     def mistaken(self):
         weights = true(self)
@@ -60,7 +60,7 @@ def test_a_wrong_rule_is_found_out_and_undone(monkeypatch, wrong):
             weights["bias"] = weights["bias"] * 1.01 + 0.01
         return weights
 
-    monkeypatch.setattr(planning.Absorbed, "__call__", mistaken)
+    monkeypatch.setattr(Absorbed, "__call__", mistaken)
     result = keras_bn.fold(model)
     assert [record.layer for record in result.kept] == [wrong]
     assert "folding it made the result worse: off by" in result.kept[0].reason

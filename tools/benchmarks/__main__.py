@@ -19,6 +19,7 @@ BENCHMARKS = (
     "monitor",
     "fold_time",
     "fold_graphs",
+    "fold_streams",
     "fold_zoo",
     "conversion",
 )
