@@ -113,6 +113,8 @@ def test_a_file_of_tensorflows_is_read(tmp_path):
     assert int(ops.convert_to_numpy(model.layers[4].num_batches_tracked.value)) == 6
 
 
+# As a folded model says when it is trained, which tests/fold/test_graphs.py holds.
+@pytest.mark.filterwarnings("ignore:.* is for inference:UserWarning")
 @pytest.mark.parametrize(
     "change", [lambda model: keras_bn.fold(model).model, keras_bn.replace_batch_norm]
 )
