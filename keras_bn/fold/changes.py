@@ -93,10 +93,7 @@ def _centrings(state: State) -> dict[int, tuple[Any, Centring]]:
                 raise Refused("no layer of its own stands in front")
             if state.view.consumers[node.tensor] != [node] or node.tensor in state.view.outputs:
                 raise Refused("something else reads what it normalises")
-            if is_masked(state.view, node) or state.view.dtypes[node.outputs[0]] not in (
-                "float32",
-                "float64",
-            ):
+            if is_masked(state.view, node) or state.view.dtypes[node.outputs[0]] not in _FULL:
                 raise Refused("a root mean square normalization treats it otherwise")
             check_call(linear, landing)
             check_call(node, landing)
