@@ -10,7 +10,7 @@ from keras_bn.fold.affine import Affine, Refused
 from keras_bn.fold.centring import Centring, centring
 from keras_bn.fold.leftover import end_leftover, is_depthwise, leftover
 from keras_bn.fold.move import Landing, check_call, is_masked
-from keras_bn.fold.state import Absorbed, Copy, State
+from keras_bn.fold.state import Copy, State, taken_in
 from keras_bn.graph.rebuild import Changes
 from keras_bn.graph.view import Site
 
@@ -23,7 +23,7 @@ def changes(before: dict[Site, Affine], state: State, one_operation: bool) -> Ch
     centrings = _centrings(state) if one_operation else {}
     absorbed = dict(state.absorbed)
     for linear, centred in centrings.values():
-        known = absorbed.get(id(linear)) or Absorbed(linear)
+        known = taken_in(absorbed, linear)
         absorbed[id(linear)] = known.then(centred.change)
     weights: dict[int, Any] = dict(absorbed)
     config = {key: taken.rule.gains(taken.layer) for key, taken in absorbed.items()}
@@ -76,7 +76,7 @@ def copies(state: State) -> dict[Site, Copy]:
             change = rule.backward(original.operation, state.affines[site])
         except Refused:
             continue
-        known = state.absorbed.get(id(original.operation)) or Absorbed(original.operation)
+        known = taken_in(state.absorbed, original.operation)
         copies[site] = Copy(original, known.then(change))
     return copies
 

@@ -32,7 +32,7 @@ from keras_bn.fold.move import (
 )
 from keras_bn.fold.result import FoldedLayer, KeptLayer
 from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, typical_magnitude
-from keras_bn.fold.state import Absorbed, Moved, State, Step
+from keras_bn.fold.state import Moved, State, Step, taken_in
 from keras_bn.graph.rebuild import Changes
 from keras_bn.graph.view import Node, Site, View
 
@@ -361,7 +361,7 @@ def _same_change(state: State, first: list[Absorption], other: list[Absorption])
     """
     if [absorption.reading for absorption in first] == [absorption.reading for absorption in other]:
         return True
-    now = state.absorbed.get(id(first[0].node.operation)) or Absorbed(first[0].node.operation)
+    now = taken_in(state.absorbed, first[0].node.operation)
     weights, others = (
         replace(now, changes=(*now.changes, *(a.change for a in taken if a.change is not None)))()
         for taken in (first, other)
@@ -402,7 +402,7 @@ def _apply(state: State, move: Move, step: Step) -> State:
         for absorption in next(iter(calls.values())):
             node, affine = absorption.node, absorption.affine
             if absorption.change is not None:
-                known = absorbed.get(id(node.operation)) or Absorbed(node.operation)
+                known = taken_in(absorbed, node.operation)
                 absorbed[id(node.operation)] = known.then(absorption.change)
             elif absorption.direction == "backward":
                 affines[node.site] = affine.after(affines[node.site])

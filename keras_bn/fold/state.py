@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -42,6 +43,11 @@ class Absorbed:
         for change in self.changes:
             weights = change(weights)
         return weights
+
+
+def taken_in(absorbed: Mapping[int, Absorbed], layer: Any) -> Absorbed:
+    """What `layer` took in so far, by `absorbed`: nothing, where it is not in there."""
+    return absorbed.get(id(layer)) or Absorbed(layer)
 
 
 @dataclass(frozen=True)
