@@ -157,10 +157,12 @@ def _map_numbers(change: Callable[[np.ndarray], np.ndarray], inputs: Any) -> Any
 
 
 def run(model: keras.Model, inputs: Any) -> list[np.ndarray]:
-    """What `model` computes, in float64; the states that some layers keep stay as they are."""
-    outputs, _ = model.stateless_call(
-        model.trainable_variables, model.non_trainable_variables, inputs, training=False
-    )
+    """What `model` computes, in float64; the states that some layers keep stay as they are.
+
+    The model counts as called afterwards, which Keras asks of one that is exported to ONNX.
+    """
+    with keras.StatelessScope():
+        outputs = model(inputs, training=False)
     return [
         np.asarray(keras.ops.convert_to_numpy(output), np.float64)
         for output in tree.flatten(outputs)
