@@ -124,7 +124,7 @@ def benchmark_table(results: Sequence[BenchmarkResult], speedups: Sequence[Speed
                 str(result.threads),
                 f"{unit(latency.median)} [{unit(latency.ci95[0])}, {unit(latency.ci95[1])}]",
                 _gain(speedup),
-                size(result.peak_rss_bytes),
+                MISSING if result.peak_rss_bytes is None else size(result.peak_rss_bytes),
             )
         )
     columns = ("", "threads", f"median {unit.name}, 95 % interval", "faster by", "peak memory")

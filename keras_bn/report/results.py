@@ -15,7 +15,7 @@ from keras_bn.files import replacing
 from keras_bn.report import schema
 
 if TYPE_CHECKING:
-    from keras_bn.bench.result import BenchmarkResult, Speedup
+    from keras_bn.bench.result import BenchmarkResult, MicrocontrollerResult, Speedup
     from keras_bn.compare.result import Comparison
     from keras_bn.convert.result import Conversion
     from keras_bn.fold.result import FoldResult
@@ -50,6 +50,7 @@ def document(
     accuracies: Mapping[str | os.PathLike[str], float] | None = None,
     benchmarks: Sequence[BenchmarkResult] = (),
     speedups: Sequence[Speedup] = (),
+    microcontrollers: Sequence[MicrocontrollerResult] = (),
 ) -> dict[str, Any]:
     """The results document, in JSON's own types; whatever is not passed is not reported.
 
@@ -68,6 +69,7 @@ def document(
         accuracies: Accuracy in [0, 1] by the path of a conversion.
         benchmarks: Measurements, of the same files or of any.
         speedups: Of these measurements.
+        microcontrollers: What TensorFlow Lite Micro did with these files, or with any.
 
     Raises:
         ValueError: a value is out of its range, or `accuracies` names a file that is not among
@@ -81,7 +83,8 @@ def document(
     files = [conversion.path for conversion in conversions]
     measured = [result.model for result in benchmarks]
     compared = [path for each in speedups for path in (each.model, each.baseline)]
-    names = _names([*files, *measured, *compared])
+    tried = [result.model for result in microcontrollers]
+    names = _names([*files, *measured, *compared, *tried])
     accuracy = {_key(path): value for path, value in (accuracies or {}).items()}
     if unknown := accuracy.keys() - {_key(path) for path in files}:
         raise ValueError(
@@ -120,6 +123,10 @@ def document(
             }
             for each in speedups
         ],
+        "microcontrollers": [
+            {"name": names[_key(each.model)], **microcontroller_to_json(each)}
+            for each in microcontrollers
+        ],
     }
     written = json.loads(json.dumps(written, allow_nan=False))
     schema.check(written)
@@ -137,7 +144,7 @@ def save(document: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check the results document at `path`.
+    """Read and check the results document at `path`; what older versions did not write is empty.
 
     Raises:
         FileNotFoundError, OSError: the file cannot be read.
@@ -151,6 +158,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{os.fspath(path)} cannot be read: it is nested too deeply.") from None
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{os.fspath(path)} cannot be read: {error}.") from None
+    loaded.setdefault("microcontrollers", [])
+    for benchmark in loaded["benchmarks"]:
+        benchmark.setdefault("profile", [])
     return loaded
 
 
@@ -180,6 +190,16 @@ def comparison_to_json(comparison: Comparison | None) -> dict[str, Any] | None:
         **written(comparison),
         "outputs": [{"name": each.name, **written(each)} for each in comparison.outputs],
     }
+
+
+def microcontroller_to_json(result: MicrocontrollerResult) -> dict[str, Any]:
+    """A result in JSON's own types, infinities by name."""
+    written = asdict(result)
+    written["max_abs_error"] = result.max_abs_error
+    written["snr_db"] = _extended(result.snr_db)
+    for output in written["outputs"]:
+        output["snr_db"] = _extended(output["snr_db"])
+    return written
 
 
 def _extended(value: float | None) -> float | str | None:

@@ -8,7 +8,8 @@ they come from a newer keras-bn and are not drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 FORMAT = "keras-bn results"
@@ -35,6 +36,11 @@ def fail(where: str, expected: str, value: Any) -> None:
 def text(value: Any, where: str) -> None:
     if not isinstance(value, str):
         fail(where, "a text", value)
+
+
+def flag(value: Any, where: str) -> None:
+    if not isinstance(value, bool):
+        fail(where, "true or false", value)
 
 
 def number(value: Any, where: str) -> None:
@@ -98,7 +104,9 @@ def mapping(check: Check) -> Check:
     return check_mapping
 
 
-def record(**fields: Check) -> Check:
+def record(added: Mapping[str, Check] = MappingProxyType({}), /, **fields: Check) -> Check:
+    """An object with `fields`, and with those of `added` that a file of an older version lacks."""
+
     def check_record(value: Any, where: str) -> None:
         if not isinstance(value, dict):
             fail(where, "an object", value)
@@ -106,6 +114,8 @@ def record(**fields: Check) -> Check:
             if name not in value:
                 raise ValueError(f"{where}: the field {name!r} is missing; it has {list(value)}")
             check(value[name], f"{where}.{name}")
+        for name in added.keys() & value.keys():
+            added[name](value[name], f"{where}.{name}")
 
     return check_record
 
@@ -130,7 +140,30 @@ latency = record(
     ci95=each(positive, at_least=2, at_most=2),
 )
 
+operation = record(name=text, kind=text, mean_ms=number, share=share, calls=count)
+
+microcontroller = record(
+    name=text,
+    model=text,
+    sha256=text,
+    size_bytes=positive,
+    ops=mapping(count),
+    runs=flag,
+    reason=optional(text),
+    arena_bytes=optional(count),
+    outputs=each(
+        record(
+            name=text, dtype=text, max_abs_error=number, max_steps=optional(count), snr_db=extended
+        )
+    ),
+    max_abs_error=optional(number),
+    snr_db=optional(extended),
+    samples=count,
+    environment=mapping(text),
+)
+
 results = record(
+    {"microcontrollers": each(microcontroller)},
     title=text,
     created=text,
     environment=mapping(text),
@@ -168,6 +201,7 @@ results = record(
     ),
     benchmarks=each(
         record(
+            {"profile": each(operation)},
             name=text,
             model=text,
             sha256=text,
@@ -175,9 +209,9 @@ results = record(
             device=text,
             threads=count,
             latency_ms=latency,
-            init_ms=number,
-            first_invoke_ms=number,
-            peak_rss_bytes=count,
+            init_ms=optional(number),
+            first_invoke_ms=optional(number),
+            peak_rss_bytes=optional(count),
             runtime_rss_bytes=optional(count),
             inputs=each(text),
             preempted=optional(count),

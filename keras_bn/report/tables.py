@@ -114,7 +114,7 @@ def loading(document: dict[str, Any]) -> Table | None:
     benchmarks = document["benchmarks"]
     if not benchmarks:
         return None
-    unit = TimeUnit(each["init_ms"] for each in benchmarks)
+    unit = TimeUnit(each["init_ms"] for each in benchmarks if each["init_ms"] is not None)
     several = len({each["device"] for each in benchmarks}) > 1
     columns = ["Model"] + ["Device"] * several + ["Threads", f"Load, {unit.name}"]
     columns += [f"First invoke, {unit.name}", "Peak memory", "Without the model"]

@@ -9,7 +9,7 @@ import pytest
 import keras_bn
 from keras_bn.bench import stats
 from keras_bn.bench.api import benchmark, speedups
-from keras_bn.bench.result import BenchmarkResult, from_json, to_json
+from keras_bn.bench.result import BenchmarkResult, Operation, from_json, to_json
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def result(model: str, samples, threads=1, device="host") -> BenchmarkResult:
         warnings=("Too short.",),
         inputs=("x float32 [1]",),
         preempted=1,
+        profile=(Operation("y", "CONV_2D", 0.5, 1.0, 1),),
     )
 
 
@@ -90,6 +91,12 @@ def test_a_cpu_that_is_not_there_is_a_device_error(model):
 def test_results_survive_json():
     original = result("a.tflite", [1.0, 1.5, 1.25])
     assert from_json(json.loads(json.dumps(to_json(original)))) == original
+
+
+def test_a_result_from_before_profiles_is_read():
+    older = to_json(result("a.tflite", [1.0, 1.5, 1.25]))
+    del older["profile"]
+    assert from_json(older).profile == ()
 
 
 def test_speedups_compare_within_a_device_and_thread_count():

@@ -51,10 +51,10 @@ def measurement(
         device=device,
         threads=threads,
         latency_ms=stats.summarize(samples),
-        init_ms=1.5,
-        first_invoke_ms=5.5,
-        peak_rss_bytes=50_000_000,
         **{
+            "init_ms": 1.5,
+            "first_invoke_ms": 5.5,
+            "peak_rss_bytes": 50_000_000,
             "environment": {
                 "cpu": "Cortex-A72",
                 "xnnpack": True,

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from keras_bn.bench.result import MicrocontrollerResult, Operation, OutputDeviation
 from keras_bn.report.html import render_html
 from keras_bn.report.markdown import render_markdown
 from keras_bn.report.results import ModelSummary, document, load, save
@@ -111,6 +112,54 @@ def test_wrong_values_are_refused_when_it_is_built(changes, words):
         whole(**changes)
 
 
+PROFILE = (Operation("conv", "CONV_2D", 1.5, 0.75, 1), Operation("probs", "SOFTMAX", 0.5, 0.25, 1))
+MICRO = MicrocontrollerResult(
+    str(INT8),
+    "cd" * 32,
+    27_800,
+    {"CONV_2D": 6},
+    runs=True,
+    arena_bytes=20_480,
+    outputs=(
+        OutputDeviation("probs", "int8", 0.0078, 2, 41.5),
+        OutputDeviation("features", "float32", 1e-7, None, math.inf),
+    ),
+    samples=8,
+    environment={"tflite-micro": "0.dev1", "ai-edge-litert": "2.3.0"},
+)
+REFUSED = MicrocontrollerResult(
+    str(FLOAT), "ef" * 32, 100_000, {"CUMSUM": 1}, runs=False, reason="Didn't find op for CUMSUM"
+)
+
+
+def test_what_a_microcontrollers_interpreter_did_is_written():
+    written = document(
+        title="", environment={}, conversions=[conversion()], microcontrollers=[MICRO, REFUSED]
+    )
+    runs, refused = written["microcontrollers"]
+    assert (runs["name"], runs["runs"], runs["arena_bytes"]) == ("net-int8", True, 20_480)
+    assert (runs["max_abs_error"], runs["snr_db"]) == (0.0078, 41.5)  # the worst of the outputs
+    assert [each["snr_db"] for each in runs["outputs"]] == [41.5, "inf"]
+    assert refused["name"] == "net-float32"
+    assert (refused["reason"], refused["snr_db"]) == ("Didn't find op for CUMSUM", None)
+
+
+def test_a_profile_is_written_and_what_a_device_cannot_tell_is_null():
+    told = measurement(
+        device="adb:1", init_ms=None, first_invoke_ms=None, peak_rss_bytes=None, profile=PROFILE
+    )
+    (benchmark,) = document(title="", environment={}, benchmarks=[told])["benchmarks"]
+    assert benchmark["profile"][0] == {
+        "name": "conv",
+        "kind": "CONV_2D",
+        "mean_ms": 1.5,
+        "share": 0.75,
+        "calls": 1,
+    }
+    assert benchmark["init_ms"] is benchmark["first_invoke_ms"] is None
+    assert benchmark["peak_rss_bytes"] is None
+
+
 # --- Files -------------------------------------------------------------------------------------
 
 
@@ -126,6 +175,15 @@ def test_a_document_of_a_newer_version_with_more_fields_is_read(tmp_path):
     newer["new"] = newer["benchmarks"][0]["energy_mj"] = 1
     save(newer, tmp_path / "results.json")
     assert load(tmp_path / "results.json")["new"] == 1
+
+
+def test_a_file_of_the_version_before_profiles_is_read(tmp_path):
+    older = whole()
+    del older["microcontrollers"]
+    for benchmark in older["benchmarks"]:
+        del benchmark["profile"]
+    save(older, tmp_path / "results.json")
+    assert load(tmp_path / "results.json") == whole()
 
 
 @pytest.mark.parametrize(
@@ -170,13 +228,17 @@ def small() -> dict:
         environment={"a": "b"},
         model=ModelSummary("m", 1, 1, 1, 0.5),
         conversions=[conversion(INT8, "int8")],
-        benchmarks=[measurement(INT8, runs=2)],
+        benchmarks=[measurement(INT8, runs=2, profile=PROFILE[:1])],
+        microcontrollers=[MICRO],
     )
 
 
 @pytest.mark.parametrize("wrong", [{"an": -1}, True, 1e400], ids=["object", "bool", "1e400"])
 def test_damage_at_any_place_is_found(tmp_path, wrong):
-    """All but in a benchmark's environment, which may hold anything and is shown as it is."""
+    """All but in a benchmark's environment, which may hold anything and is shown as it is.
+
+    True is no damage where the value is true.
+    """
     path = tmp_path / "results.json"
     accepted = set()
     for place in leaves(small()):
@@ -197,5 +259,6 @@ def test_damage_at_any_place_is_found(tmp_path, wrong):
 
     assert len(list(leaves(small()))) > 80
     environment = ("benchmarks", 0, "environment")
-    assert {place for place in accepted if place[:3] != environment} == set()
+    right = {("microcontrollers", 0, "runs")} if wrong is True else set()
+    assert {place for place in accepted if place[:3] != environment} == right
     assert (environment in accepted) == isinstance(wrong, dict)
