@@ -10,8 +10,8 @@ import pytest
 
 import keras_bn
 
-# What each package may import of this project, besides itself. `_callable_module`, `errors` and
-# `files` serve all.
+# What each package may import of this project, besides itself. `_callable_module`, `checks`,
+# `errors` and `files` serve all.
 ALLOWED = {
     "layers": set(),
     "graph": set(),
@@ -23,7 +23,7 @@ ALLOWED = {
     "bench": set(),
     "report": set(),
 }
-FOR_ALL = {"_callable_module", "errors", "files"}
+FOR_ALL = {"_callable_module", "checks", "errors", "files"}
 LIGHT = ("bench", "report")
 """Packages that load neither Keras nor TensorFlow."""
 
