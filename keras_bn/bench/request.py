@@ -10,7 +10,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Request:
-    """One run of `runner.py`.
+    """What every device of one call is asked for.
 
     Attributes:
         models: Paths of the `.tflite` files, on this machine.
@@ -22,6 +22,8 @@ class Request:
         seed: Of the random inputs and of the order within a round.
         timeout_s: How long a device may be silent before the run is given up.
         progress: Called with (steps done, steps in all, what is being done).
+        python: The Python of a device reached through a shell; None to look for one.
+        benchmark_binary: Path of LiteRT's benchmark_model for the device, on this machine.
     """
 
     models: tuple[str, ...]
@@ -34,6 +36,21 @@ class Request:
     seed: int
     timeout_s: float
     progress: Progress | None
+    python: str | None = None
+    benchmark_binary: str | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many timed invokes there are in all."""
+        return len(self.models) * len(self.threads) * self.runs
+
+    @property
+    def silence_advice(self) -> str:
+        """What a silence of `timeout_s` may mean."""
+        return (
+            "A model that needs longer than that for one invoke needs a larger timeout_s; "
+            f"otherwise one of {', '.join(self.models)} hangs."
+        )
 
     def arguments(self, models: Iterable[str]) -> list[str]:
         """The runner's command line; `models` are the paths as the device knows them."""
