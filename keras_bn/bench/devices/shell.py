@@ -84,6 +84,10 @@ class Python:
     runtime: str
 
 
+class NoPythonError(DeviceError):
+    """The device has no Python that can run `runner.py`; the message says how to get one."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a script left.
@@ -237,7 +241,8 @@ def find_python(shell: Shell, wanted: str | None, *, timeout_s: float) -> Python
         timeout_s: It is given up after so long a silence.
 
     Raises:
-        DeviceError: there is none; the message holds the one command that makes one.
+        NoPythonError: there is none; the message holds the one command that makes one.
+        DeviceError: the device is out of reach.
     """
     candidates = PYTHONS if wanted is None else (wanted,)
     script = f"""for candidate in {" ".join(map(_word, candidates))}; do
@@ -254,7 +259,7 @@ true"""
     for probe in probes:
         if probe.status == 0 and probe.runtime:
             return Python(probe.path, probe.version, probe.runtime)
-    raise DeviceError(_no_python(shell, wanted, probes))
+    raise NoPythonError(_no_python(shell, wanted, probes))
 
 
 @dataclass(frozen=True)
@@ -316,11 +321,7 @@ def _no_python(shell: Shell, wanted: str | None, probes: Sequence[_Probe]) -> st
     """Why no Python will do, and the command to run there."""
     if not probes:
         looked = f"no {wanted}" if wanted else f"no Python ({', '.join(PYTHONS)})"
-        return (
-            f"{shell.name} has {looked}. Name one with --python (python=), as it is called there. "
-            "A device without Python, such as a phone, needs LiteRT's benchmark_model: "
-            "--benchmark-binary (benchmark_binary=), by adb."
-        )
+        return f"{shell.name} has {looked}. Name one, as it is called there: --python (python=)."
     found = "".join(f"\n  {printable(probe.path)}: {probe.why_not()}" for probe in probes)
     message = f"{shell.name} has no Python with numpy and ai_edge_litert or tflite_runtime:{found}"
     able = [probe for probe in probes if probe.failed and probe.runs]
