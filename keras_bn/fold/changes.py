@@ -9,7 +9,8 @@ from keras_bn.fold import absorb
 from keras_bn.fold.affine import Affine, Refused
 from keras_bn.fold.centring import Centring, centring
 from keras_bn.fold.leftover import end_leftover, is_depthwise, leftover
-from keras_bn.fold.move import Landing, check_call, is_masked
+from keras_bn.fold.masks import is_masked
+from keras_bn.fold.move import Landing, check_call
 from keras_bn.fold.state import Copy, State, taken_in
 from keras_bn.graph.rebuild import Changes
 from keras_bn.graph.view import Site
@@ -40,7 +41,7 @@ def changes(before: dict[Site, Affine], state: State, one_operation: bool) -> Ch
             rest = end_leftover(node, affine)
         elif changed or is_depthwise(affine, shape):
             dtype = state.view.dtypes[node.outputs[0]]
-            rest = leftover(node, affine, shape, dtype, one_operation)
+            rest = leftover(node, affine, state.met[site], shape, dtype, one_operation)
         else:
             continue
         weights[id(node.operation)] = rest.weights

@@ -13,7 +13,7 @@ from keras import layers
 from keras_bn.fold import absorb
 from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.affine import Affine, Array, Shape
-from keras_bn.fold.sources import gamma_beta, is_batch_norm, read_batch_norm, spread
+from keras_bn.fold.sources import Met, gamma_beta, is_batch_norm, read_batch_norm, spread
 from keras_bn.graph.view import Node
 
 
@@ -32,8 +32,12 @@ class Leftover:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def leftover(node: Node, affine: Affine, shape: Shape, dtype: str, one_operation: bool) -> Leftover:
+def leftover(
+    node: Node, affine: Affine, met: Met, shape: Shape, dtype: str, one_operation: bool
+) -> Leftover:
     """What `node` becomes when `affine` is left of what it did to tensors of `shape` and `dtype`.
+
+    By now it meets `met`.
 
     A shift alone is one addition, which LiteRT runs together with a ReLU behind it, and a scale
     alone one multiplication. A batch normalization of which both are left stays one, unless
@@ -43,9 +47,9 @@ def leftover(node: Node, affine: Affine, shape: Shape, dtype: str, one_operation
     policy = getattr(layer, "dtype_policy", dtype)  # operators have none
     if one_operation and is_depthwise(affine, shape):
         return _depthwise(policy, affine, shape[-1])
-    if affine.scales and affine.shifts and is_batch_norm(layer) and _fits(layer, affine):
+    if affine.scales and affine.shifts and is_batch_norm(layer) and _fits(layer, affine.scale):
         config = {"center": True, "scale": True}
-        return Leftover(None, lambda: _batch_norm_weights(layer, affine), config)
+        return Leftover(None, lambda: _batch_norm_weights(layer, affine, met.mean), config)
     # Arrays, since Keras reads lists as float32 even where the layer computes in float64.
     scale: Any = affine.scale if affine.scales else 1.0
     shift: Any = affine.shift if affine.shifts else 0.0
@@ -74,32 +78,31 @@ def _depthwise(policy: Any, affine: Affine, channels: Any) -> Leftover:
     )
 
 
-def _fits(layer: Any, affine: Affine) -> bool:
-    """Whether `affine` varies along no other axes than the batch normalization `layer`."""
-    own = spread(layer, np.empty(layer.moving_mean.shape), len(affine.shape)).shape
-    return all(length in (1, size) for length, size in zip(affine.shape, own, strict=True))
+def _fits(layer: Any, array: Array) -> bool:
+    """Whether `array` varies along no other axes than the batch normalization `layer`."""
+    own = spread(layer, np.empty(layer.moving_mean.shape), array.ndim).shape
+    return all(length in (1, size) for length, size in zip(array.shape, own, strict=True))
 
 
-def _batch_norm_weights(layer: Any, affine: Affine) -> dict[str, Array]:
-    """The gamma, beta and moving mean with which `layer` is `affine`.
+def _batch_norm_weights(layer: Any, affine: Affine, mean: Array) -> dict[str, Array]:
+    """The gamma, beta and moving mean with which `layer` is `affine`, on values of mean `mean`.
 
-    The mean stays unless that leaves a large beta which s·(x − μ) may have to cancel, since what
-    comes in now is not what μ was the mean of. Then μ goes to where the output is about zero.
+    What s·(x − μ) + β rounds is least where μ is the mean of what comes in. That of what came in
+    once, in other units perhaps, would be large beside it and leave a β that cancels it.
     """
     weights = read_batch_norm(layer)
-    mean, variance = weights["moving_mean"], weights["moving_variance"]
-    own = spread(layer, mean, len(affine.shape)).shape
+    variance = weights["moving_variance"]
+    own = spread(layer, variance, len(affine.shape)).shape
     scale, shift = (
-        np.broadcast_to(array, own).reshape(mean.shape) for array in (affine.scale, affine.shift)
+        np.broadcast_to(array, own).reshape(variance.shape)
+        for array in (affine.scale, affine.shift)
     )
-    deviation = np.sqrt(variance + layer.epsilon)
-    offset = np.abs(shift + mean * scale)
-    cancels = (offset > 8 * deviation * np.abs(scale)) & (
-        # Further away than this nothing comes in: gamma is tiny, and the output is about beta.
-        offset <= 16 * (np.abs(mean) + deviation) * np.abs(scale)
-    )
-    zero = np.float32(-shift / np.where(cancels, scale, 1.0))  # as it is stored
-    mean = np.where(cancels, zero, mean)
+    if not _fits(layer, mean):  # which is of values that are multiplied by zero
+        mean = np.zeros_like(mean, shape=own)
+    mean = np.broadcast_to(mean, own).reshape(variance.shape)
+    with np.errstate(over="ignore"):
+        stored = np.float32(mean)
+    mean = np.where(np.isfinite(stored), stored, 0.0)
     gamma, beta = gamma_beta(scale, shift, mean, variance, layer.epsilon)
     return {"gamma": gamma, "beta": beta, "moving_mean": mean}
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from keras_bn.fold import absorb, transmit
 from keras_bn.fold.affine import Affine, Refused
+from keras_bn.fold.masks import is_masked
 from keras_bn.graph.view import Node, Site, Tensor, View, first_argument
 
 Direction = Literal["backward", "forward"]
@@ -257,12 +258,6 @@ def reading(view: View, node: Node, tensor: Tensor) -> absorb.Reading:
     constants = [name for name, value in node.constants.items() if value is not None]
     given = (first_argument(node.operation), *node.others, *constants)
     return absorb.Reading((*first, *others), view.shapes[tensor][1:], given)
-
-
-def is_masked(view: View, node: Node) -> bool:
-    """Whether `node` is called with a mask, given to it or carried by its input."""
-    given = "mask" in node.others or node.constants.get("mask") is not None
-    return given or not view.masked.isdisjoint(node.inputs)
 
 
 def require_one_dtype(view: View, node: Node) -> None:

@@ -23,15 +23,15 @@ from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.account import account, enclosed
 from keras_bn.fold.affine import Affine, Array, Refused, Shape
 from keras_bn.fold.changes import changes, copies
+from keras_bn.fold.masks import is_masked, require_mask_stays
 from keras_bn.fold.move import (
     Absorption,
     Landing,
     Move,
-    is_masked,
     require_one_dtype,
 )
 from keras_bn.fold.result import FoldedLayer, KeptLayer
-from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, typical_magnitude
+from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, met
 from keras_bn.fold.state import Moved, State, Step, taken_in
 from keras_bn.graph.rebuild import Changes
 from keras_bn.graph.view import Node, Site, View
@@ -148,10 +148,7 @@ def plan(
     state = State(
         view,
         affines,
-        {
-            site: typical_magnitude(calls_of[site], len(affine.shape))
-            for site, affine in affines.items()
-        },
+        {site: met(calls_of[site], len(affine.shape)) for site, affine in affines.items()},
         frozenset(
             node.site
             for node in calls
@@ -220,6 +217,7 @@ def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Si
             passes_masks = getattr(node.operation, "supports_masking", False)
             if node.tensor in view.masked and not passes_masks:
                 raise Refused("it ends a mask, which would reach what follows it")
+            require_mask_stays(view, node)
             if _stretches(affine, view.shapes[node.tensor][1:]):
                 raise Refused("it stretches its input")
             affines[node.site] = affine
@@ -254,7 +252,7 @@ def _try(
             continue
         if site in state.ends and any(step.direction == "backward" for step in route.steps):
             continue
-        undoable = _undoable(affine, state.magnitudes[site])
+        undoable = _undoable(affine, state.met[site].magnitude)
         if apart and not undoable and any(step in _DIVIDING for step in route.steps):
             continue
         may_invert = route.may_invert and rebase and undoable
@@ -389,10 +387,12 @@ def _partners(
 
 
 def _apply(state: State, move: Move, step: Step) -> State:
-    affines, magnitudes = dict(state.affines), dict(state.magnitudes)
+    affines, met = dict(state.affines), dict(state.met)
     gone = set()
     for site in move.sources:
-        _, affines[site] = take(affines[site], step)
+        leaving, affines[site] = take(affines[site], step)
+        if step.direction == "backward":
+            met[site] = met[site].stored_as(leaving)
         if affines[site].is_identity and site not in state.ends:
             gone.add(site)
     absorbed = dict(state.absorbed)
@@ -408,19 +408,13 @@ def _apply(state: State, move: Move, step: Step) -> State:
                 affines[node.site] = affine.after(affines[node.site])
             else:
                 affines[node.site] = affines[node.site].after(affine)
-                magnitudes[node.site] = _stored_magnitude(magnitudes[node.site], affine)
+                met[node.site] = met[node.site].stored_under(affine)
     return replace(
         state,
         view=state.view.without(frozenset(gone)) if gone else state.view,
         affines=affines,
-        magnitudes=magnitudes,
+        met=met,
         removed=state.removed | gone,
         absorbed=absorbed,
         moved=(*state.moved, Moved(move.sources, step, tuple(move.absorptions))),
     )
-
-
-def _stored_magnitude(magnitude: Array, undo: Affine) -> Array:
-    """How large x' is where x = undo(x') is as large as `magnitude`."""
-    scale = np.where(undo.scale == 0, 1.0, np.abs(undo.scale))
-    return (magnitude + np.abs(undo.shift)) / scale

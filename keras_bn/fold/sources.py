@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -48,17 +49,46 @@ def affine_of(node: Node, shape: Shape) -> Affine | None:
     return affine
 
 
-def typical_magnitude(node: Node, rank: int) -> Array:
-    """How large the values are that the affine at `node` meets, channel by channel.
+@dataclass(frozen=True)
+class Met:
+    """Mean and deviation of the values that an affine meets, over the axes that it varies along."""
 
-    A batch normalization knows their mean and deviation. Of others it is not known, and they are
-    taken to be large enough for whatever is done to them.
+    mean: Array
+    deviation: Array
+
+    @property
+    def magnitude(self) -> Array:
+        return np.abs(self.mean) + self.deviation
+
+    def stored_as(self, affine: Affine) -> Met:
+        """The same of affine(x), where these are of x."""
+        deviation = np.where(affine.scale == 0, 0.0, self.deviation)  # which may be infinite
+        return Met(affine.scale * self.mean + affine.shift, np.abs(affine.scale) * deviation)
+
+    def stored_under(self, undo: Affine) -> Met:
+        """The same of x', where these are of x = undo(x').
+
+        Where `undo` takes x' to be zero, nothing is known of it and nothing comes of it.
+        """
+        scale = np.where(undo.scale == 0, 1.0, undo.scale)
+        return self.stored_as(Affine(1 / scale, -undo.shift / scale))
+
+
+def met(node: Node, rank: int) -> Met:
+    """What the affine at `node` meets, on tensors with `rank` axes behind the batch axis.
+
+    A batch normalization knows. Of others it is not known, and the values are taken to be large
+    enough for whatever is done to them.
     """
     if not is_batch_norm(node.operation):
-        return np.full((1,) * rank, np.inf)
+        one = np.ones((1,) * rank)
+        return Met(0 * one, np.inf * one)
     weights = read_batch_norm(node.operation)
     deviation = np.sqrt(weights["moving_variance"] + node.operation.epsilon)
-    return spread(node.operation, np.abs(weights["moving_mean"]) + deviation, rank)
+    return Met(
+        spread(node.operation, weights["moving_mean"], rank),
+        spread(node.operation, deviation, rank),
+    )
 
 
 # --- layers --------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_bn.fold import absorb
-from keras_bn.fold.affine import Affine, Array
+from keras_bn.fold.affine import Affine
 from keras_bn.fold.move import Absorption, Direction
+from keras_bn.fold.sources import Met
 from keras_bn.graph.view import Node, Site, View
 
 
@@ -78,7 +79,7 @@ class State:
     Attributes:
         view: What is left of the graph.
         affines: What each call that may go does by now.
-        magnitudes: How large the values are that it meets.
+        met: What it meets by now.
         composable: The calls among them whose operation is called nowhere else, so that it can do
             anything else as well.
         ends: The calls of layers that normalise something else and end in an affine, gamma and
@@ -92,7 +93,7 @@ class State:
 
     view: View
     affines: dict[Site, Affine]
-    magnitudes: dict[Site, Array]
+    met: dict[Site, Met]
     composable: frozenset[Site]
     ends: frozenset[Site]
     kept: frozenset[int]

@@ -108,9 +108,6 @@ def _require_constant(layer: Any, affine: Affine, axes: Sequence[int]) -> None:
         raise Refused(f"its scale and shift vary along an axis that '{layer.name}' moves or merges")
 
 
-# Dropout and noise do nothing in inference.
-
-
 def _unchanged(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     return affine
 
@@ -387,21 +384,21 @@ _OF_TWO = (
     operators.Minimum,
 )
 
+NOTHING = (
+    layers.Dropout,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.AlphaDropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.ActivityRegularization,
+    layers.Identity,
+)
+"""What gives back its very input in inference."""
+
 RULES = (
-    Transmit(
-        (
-            layers.Dropout,
-            layers.SpatialDropout1D,
-            layers.SpatialDropout2D,
-            layers.SpatialDropout3D,
-            layers.AlphaDropout,
-            layers.GaussianDropout,
-            layers.GaussianNoise,
-            layers.ActivityRegularization,
-            layers.Identity,
-        ),
-        *_single(_unchanged),
-    ),
+    Transmit(NOTHING, *_single(_unchanged)),
     Transmit((layers.Activation,), *_single(_activation)),
     Transmit(
         (layers.ReLU, layers.LeakyReLU, layers.PReLU, activations.Relu, activations.LeakyRelu),

@@ -680,3 +680,23 @@ def test_two_normalizations_in_one_round_as_little_as_apart():
     x = np.random.default_rng(0).normal(0.0, 0.01, (64, 4)).astype("float32")
     # 100·x. To take 1, the mean of what came in once, off x would cost a hundred times 2⁻²⁴.
     np.testing.assert_allclose(result.model(x), 100 * x.astype("float64"), rtol=1e-6)
+
+
+def test_a_normalization_of_what_is_stored_smaller_rounds_as_it_did():
+    """One scales a tensor to 1e-8 of what it was; to take its old mean off loses all of it."""
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+    inputs = keras.Input((5,))
+    stream = layers.Dense(4, name="d")(inputs)
+    outputs = [layers.ReLU()(bn(name)(stream)) for name in ("other", "small")]
+    model = randomize(keras.Model(inputs, outputs))
+    values = model.get_layer("d")(x).numpy()
+    for name in ("small", "other"):  # which know what they meet, as after training
+        model.get_layer(name).moving_mean.assign(values.mean(0))
+        model.get_layer(name).moving_variance.assign(values.var(0))
+    model.get_layer("small").gamma.assign(np.full(4, 1e-8))
+    model.get_layer("small").beta.assign(np.full(4, 1e-9))
+    result = keras_bn.fold(model, verify=False)
+    assert sorted(rules(result)["small"][0].split(", ")) == ["d", "other"]
+    for a, b in zip(model(x), result.model(x), strict=True):
+        # Of 6e-8 an operation, some five operations deep.
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-6 * np.max(np.abs(a)))
