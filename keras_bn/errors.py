@@ -5,6 +5,10 @@ model, its data, the converter or a device can cause is a `KerasBNError`, whose 
 what was expected, what was received and what to try.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class KerasBNError(Exception):
     """Base of every error that keras-bn raises about a model, its data, or a device."""
@@ -27,4 +31,10 @@ class ComparisonError(KerasBNError):
 
 
 class DeviceError(KerasBNError):
-    """A device is unreachable, or a run on it failed; carries what the device printed."""
+    """A device is unreachable, or a run on it failed; carries what the device printed.
+
+    Attributes:
+        results: What the other devices of the same benchmark measured.
+    """
+
+    results: tuple[Any, ...] = ()

@@ -24,7 +24,7 @@ def warnings(
     latency: Latency,
     *,
     threads: int,
-    preempted: int,
+    preempted: int | None,
     inputs: list[Mapping[str, Any]],
     environment: Mapping[str, Any],
 ) -> tuple[str, ...]:
@@ -86,20 +86,20 @@ def _of_samples(latency: Latency, timer_resolution_ns: int) -> Iterator[str]:
 
 
 def _of_machine(
-    count: int, threads: int, preempted: int, environment: Mapping[str, Any]
+    count: int, threads: int, preempted: int | None, environment: Mapping[str, Any]
 ) -> Iterator[str]:
     if threads > environment["cpus"]:
         yield (
             f"{threads} threads shared {environment['cpus']} CPUs. Ask for at most as many threads "
             "as CPUs, or widen affinity."
         )
-    if preempted > PREEMPTED_SHARE * count:
+    if preempted is not None and preempted > PREEMPTED_SHARE * count:
         yield (
             f"In {preempted} of {count} samples another program got the CPU. Close other programs, "
             "or stay on CPUs that they do not use (affinity)."
         )
     load, free = environment["before"]["load_average"], environment["cpus"] - threads
-    if load > max(free, 0) + 1:
+    if load is not None and load > max(free, 0) + 1:
         yield (
             f"The machine was busy before the run began: load average {load:g} on "
             f"{environment['cpus']} CPUs. Wait until it is idle."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from keras_bn.bench import advice, devices, stats
 from keras_bn.bench.request import Progress, Request
-from keras_bn.bench.result import BenchmarkResult, Speedup
+from keras_bn.bench.result import BenchmarkResult, Operation, Speedup
+from keras_bn.errors import DeviceError
 
 NS_PER_MS = 1_000_000
 # Bytes 4 to 8 of every LiteRT flatbuffer (file_identifier in schema.fbs).
@@ -22,7 +24,7 @@ StrPath = str | os.PathLike[str]
 def benchmark(
     paths: StrPath | Iterable[StrPath],
     *,
-    device: str = "host",
+    device: str | Iterable[str] = "host",
     threads: int | Iterable[int] = (1,),
     runs: int = 50,
     warmup: int = 5,
@@ -31,6 +33,8 @@ def benchmark(
     cooldown_s: float = 0.0,
     seed: int = 0,
     timeout_s: float = 300.0,
+    python: str | None = None,
+    benchmark_binary: StrPath | None = None,
     progress: Progress | None = None,
 ) -> list[BenchmarkResult]:
     """Measure the latency and memory of `.tflite` files.
@@ -41,7 +45,9 @@ def benchmark(
 
     Args:
         paths: One file or several.
-        device: "host", this machine.
+        device: "host", this machine; "ssh://[user@]host[:port]", a computer that the system's
+            ssh client reaches without a question; "adb" or "adb:SERIAL", an Android device. Or
+            several of them, which are measured one after the other.
         threads: Interpreter threads: one count or several.
         runs: Timed invokes of each model and thread count.
         warmup: Untimed invokes of each before the first round.
@@ -53,24 +59,32 @@ def benchmark(
         seed: Of the inputs and of the order within a round.
         timeout_s: The run is stopped when nothing happened for so long: more than the slowest
             single invoke takes.
+        python: The Python to use on devices other than the host, as it is called there; None to
+            look for one that has numpy and ai_edge_litert or tflite_runtime. Nothing is ever
+            installed there.
+        benchmark_binary: LiteRT's benchmark_model for Android devices, which have no Python.
         progress: Called with (steps done, steps in all, what is being done).
 
     Returns:
-        One result for each model and thread count, the models in the order of `paths`.
+        One result for each device, model and thread count, the devices in the order of `device`,
+        the models in the order of `paths`.
 
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError, TypeError: an argument is out of range, or a file is not a `.tflite` file.
-        DeviceError: the run failed, crashed the interpreter, or was silent for `timeout_s`.
+        DeviceError: a device is out of reach, or the run on it failed, crashed the interpreter,
+            or was silent for `timeout_s`. The other devices are measured all the same: their
+            results are the error's `results`.
 
     Example:
         >>> results = benchmark(["float32.tflite", "int8.tflite"])  # doctest: +SKIP
         >>> [f"{r.model}: {r.latency_ms.median:.2f} ms" for r in results]  # doctest: +SKIP
         ['float32.tflite: 3.61 ms', 'int8.tflite: 1.22 ms']
     """
-    measure = devices.resolve(device)
+    names = _devices(device)
+    measures = [devices.resolve(name) for name in names]
     request = Request(
-        models=_models(paths),
+        models=tflite_files(paths),
         threads=_counts("threads", [threads] if isinstance(threads, int) else threads, 1),
         runs=_count("runs", runs, 1),
         warmup=_count("warmup", warmup, 0),
@@ -80,13 +94,27 @@ def benchmark(
         seed=_count("seed", seed, 0),
         timeout_s=_seconds("timeout_s", timeout_s, at_least=math.ulp(0.0)),
         progress=progress,
+        python=_python(python, names),
+        benchmark_binary=_benchmark_binary(benchmark_binary, names),
     )
-    document = measure(request)
-    files = {file["model"]: file for file in document["models"]}
-    return [
-        _result(measurement, files[measurement["model"]], device, document["environment"])
-        for measurement in document["measurements"]
-    ]
+    results: list[BenchmarkResult] = []
+    failures: list[DeviceError] = []
+    for name, measure in zip(names, measures, strict=True):
+        try:
+            document = measure(request if len(names) == 1 else _telling(request, name))
+        except DeviceError as error:
+            failures.append(error)
+            continue
+        files = {file["model"]: file for file in document["models"]}
+        results += [
+            _result(measurement, files[measurement["model"]], name, document["environment"])
+            for measurement in document["measurements"]
+        ]
+    if failures:
+        failure = failures[0] if len(failures) == 1 else DeviceError("\n".join(map(str, failures)))
+        failure.results = tuple(results)
+        raise failure
+    return results
 
 
 def speedups(results: Sequence[BenchmarkResult]) -> list[Speedup]:
@@ -125,8 +153,8 @@ def _result(
         device=device,
         threads=measured["threads"],
         latency_ms=latency,
-        init_ms=measured["init_ns"] / NS_PER_MS,
-        first_invoke_ms=measured["first_invoke_ns"] / NS_PER_MS,
+        init_ms=_ms(measured["init_ns"]),
+        first_invoke_ms=_ms(measured["first_invoke_ns"]),
         peak_rss_bytes=measured["peak_rss_bytes"],
         environment=environment,
         warnings=advice.warnings(
@@ -141,10 +169,62 @@ def _result(
             f"{each['name']} {each['dtype']} {each['shape']}" for each in measured["inputs"]
         ),
         preempted=measured["preempted"],
+        profile=tuple(Operation(**each) for each in measured.get("profile", ())),
     )
 
 
-def _models(paths: StrPath | Iterable[StrPath]) -> tuple[str, ...]:
+def _ms(ns: int | None) -> float | None:
+    return None if ns is None else ns / NS_PER_MS
+
+
+def _telling(request: Request, device: str) -> Request:
+    """`request`, with the device in what is reported of its progress."""
+    progress = request.progress
+    if progress is None:
+        return request
+
+    def told(done: int, total: int, what: str) -> None:
+        progress(done, total, f"{device}: {what}")
+
+    return replace(request, progress=told)
+
+
+def _devices(device: str | Iterable[str]) -> list[str]:
+    names = [device] if isinstance(device, str) else list(device)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"device must name one device, or several different ones: {names}.")
+    return names
+
+
+def _python(python: str | None, names: list[str]) -> str | None:
+    if python is None:
+        return None
+    if not python or python.startswith("-"):
+        raise ValueError(
+            f"python must be the path or name of a Python on the device, received {python!r}."
+        )
+    if names == ["host"]:
+        raise ValueError(
+            f"python={python!r} is for other devices than the host, which is measured by the "
+            "Python that keras-bn runs in."
+        )
+    return python
+
+
+def _benchmark_binary(path: StrPath | None, names: list[str]) -> str | None:
+    if path is None:
+        return None
+    if not any(name.startswith("adb") for name in names):
+        raise ValueError(
+            f"benchmark_binary={os.fspath(path)!r} is for Android devices (adb); measured are "
+            f"{', '.join(names)}."
+        )
+    with Path(path).open("rb"):
+        return os.fspath(path)
+
+
+def tflite_files(paths: StrPath | Iterable[StrPath]) -> tuple[str, ...]:
+    """`paths` as text, each found to be a `.tflite` file."""
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not several:
         raise ValueError("paths names no file; pass the path of a .tflite file, or several.")

@@ -8,6 +8,8 @@ from typing import Any
 
 from keras_bn.bench import document
 from keras_bn.bench.child import follow, progress_lines
+from keras_bn.bench.devices import description
+from keras_bn.bench.devices.description import Device
 from keras_bn.bench.request import Request
 
 RUNNER = Path(__file__).parents[1] / "runner.py"
@@ -36,3 +38,23 @@ def run(request: Request) -> dict[str, Any]:
         request=request,
         names=request.models,
     )
+
+
+def describe(*, timeout_s: float) -> Device:
+    """What this machine is.
+
+    Raises:
+        DeviceError: it does not answer.
+    """
+    return description.describe(_Sh(), sys.executable, timeout_s=timeout_s)
+
+
+class _Sh:
+    """The shell of this machine, where nothing is ever sent to."""
+
+    name = "host"
+    folder = "/nonexistent"
+    advice = "Is there a POSIX shell, sh, on the PATH?"
+
+    def command(self, script: str) -> list[str]:
+        return ["sh", "-c", script]

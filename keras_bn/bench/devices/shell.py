@@ -83,6 +83,9 @@ class Python:
     version: str
     runtime: str
 
+    def __str__(self) -> str:
+        return f"{self.runtime}, Python {self.version} ({printable(self.path)})"
+
 
 class NoPythonError(DeviceError):
     """The device has no Python that can run `runner.py`; the message says how to get one."""

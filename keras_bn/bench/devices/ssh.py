@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from keras_bn.bench.devices import shell
+from keras_bn.bench.devices import description, shell
+from keras_bn.bench.devices.description import Device
 from keras_bn.bench.request import Request
+from keras_bn.errors import DeviceError
 
 PREFIX = "ssh://"
 # Words of letters, digits and "_.+-" that do not begin with a dash: no option of ssh, and nothing
@@ -75,22 +78,29 @@ class Ssh:
         return cls(name, host or address, user, int(port) if port else None)
 
     @property
-    def target(self) -> list[str]:
-        """The words that name the device on ssh's command line."""
+    def options(self) -> list[str]:
+        """What of the name is an option of ssh."""
         user = [] if self.user is None else ["-l", self.user]
         port = [] if self.port is None else ["-p", str(self.port)]
-        return [*user, *port, "--", self.host]
+        return [*user, *port]
 
     @property
     def advice(self) -> str:
         return (
             "This has to work in a terminal, without a question, first: "
-            f"{shlex.join(['ssh', *self.target, 'true'])}"
+            f"{' '.join(['ssh', *self.options, self.host, 'true'])}"
         )
 
     def command(self, script: str) -> list[str]:
+        ssh = shutil.which("ssh")
+        if ssh is None:
+            raise DeviceError(
+                "ssh is not installed, or not on the PATH. Debian and Ubuntu: sudo apt install "
+                "openssh-client"
+            )
         # The user's login shell may be another than a POSIX one.
-        return ["ssh", *OPTIONS, *self.target, f"exec sh -c {shlex.quote(script)}"]
+        remote = f"exec sh -c {shlex.quote(script)}"
+        return [ssh, *OPTIONS, *self.options, "--", self.host, remote]
 
 
 def run(name: str, request: Request) -> dict[str, Any]:
@@ -102,3 +112,12 @@ def run(name: str, request: Request) -> dict[str, Any]:
     device = Ssh.parse(name)
     python = shell.find_python(device, request.python, timeout_s=request.timeout_s)
     return shell.measure(device, request, python)
+
+
+def describe(name: str, python: str | None, *, timeout_s: float) -> Device:
+    """What the device of that name is.
+
+    Raises:
+        DeviceError: it is out of reach.
+    """
+    return description.describe(Ssh.parse(name), python, timeout_s=timeout_s)
