@@ -106,10 +106,15 @@ def _of_machine(
         )
     governor = environment["before"]["governor"]
     if governor is not None and governor != "performance":
+        if environment["system"].startswith("Android"):  # where sudo is for rooted phones only
+            repeat = "compare models of one run, on a phone that is cool and not being charged."
+        else:
+            repeat = (
+                "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+            )
         yield (
             f"The CPUs' frequency governor is {governor}, so the clock follows the load. For "
-            "figures that repeat: echo performance | sudo tee "
-            "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+            f"figures that repeat: {repeat}"
         )
 
 

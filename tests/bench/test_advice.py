@@ -8,6 +8,7 @@ import pytest
 from keras_bn.bench import advice, stats
 
 QUIET = {
+    "system": "Linux 6.1.0",
     "cpus": 4,
     "timer_resolution_ns": 40,
     "before": {"load_average": 0.3, "governor": "performance"},
@@ -49,6 +50,13 @@ CASES = {
     "governor": (
         {"before": {"load_average": 0.3, "governor": "schedutil"}},
         "governor is schedutil.*tee",
+    ),
+    "governor of a phone": (
+        {
+            "system": "Android 14 (Linux 5.10)",
+            "before": {"load_average": 0.3, "governor": "schedutil"},
+        },
+        "governor is schedutil.* a phone that is cool",
     ),
     "open shape": (
         {"inputs": [{"name": "t", "shape": [1, 1], "shape_signature": [-1, -1]}]},

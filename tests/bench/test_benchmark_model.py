@@ -1,0 +1,234 @@
+"""The output of LiteRT's benchmark_model, of several versions, and of anything else."""
+
+import json
+import platform
+import re
+import struct
+import subprocess
+
+import pytest
+
+from keras_bn.bench.devices import elf
+from keras_bn.bench.devices.benchmark_model import parse
+from tests.bench import benchmark_model as stand_in
+
+OPERATIONS = [
+    ["CONV_2D", "[model/conv/Relu;model/conv/Conv2D]:0", 900, 1],
+    ["Convolution (NHWC, QC8) GEMM", "Delegate/Convolution (NHWC, QC8) GEMM:2", 650, 13],
+    ["SOFTMAX", "[StatefulPartitionedCall:0]:31", 50, 1],
+]
+VERSIONS = ["2019", "current", "litert"]
+
+
+@pytest.fixture(scope="module")
+def output_of(tmp_path_factory):
+    """What a stand-in of a version prints, and what it measured."""
+    folder = tmp_path_factory.mktemp("stand_in")
+    script = stand_in.script(folder / "benchmark_model")
+
+    def run(*flags, **behaviour):
+        (folder / "runs.jsonl").unlink(missing_ok=True)
+        model = stand_in.model(folder / "a.tflite", **behaviour)
+        options = {"num_threads": 1, "num_runs": 2, "min_secs": 0, "warmup_runs": 4}
+        command = [script, f"--graph={model}", "--warmup_min_secs=0.5", *flags]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        done = subprocess.run(
+            command,
+            env={"STAND_IN": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.stdout, json.loads((folder / "runs.jsonl").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_figures_of_every_version(output_of, version):
+    text, measured = output_of(
+        "--report_peak_memory_footprint=true",
+        version=version,
+        init_us=7654,
+        first_us=31234,
+        started_kb=9000,
+        added_kb=20480,
+    )
+    output = parse(text)
+
+    assert output.samples_us == tuple(measured["timed"])
+    assert output.first_invoke_us == 31234
+    assert output.init_us == 7654
+    # The program prints megabytes of 2**20 bytes with six digits, or two decimals.
+    assert output.added_rss_bytes == 20480 * 1024
+    expected = None if version == "2019" else 29480 * 1024
+    assert output.peak_rss_bytes == (expected and pytest.approx(expected, abs=0.005 * 2**20))
+
+
+@pytest.mark.parametrize("version", ["2019", "current"])
+def test_profile_of_every_version(output_of, version):
+    text, _ = output_of("--enable_op_profiling=true", version=version, operations=OPERATIONS)
+    profile = parse(text).profile
+
+    assert [(each["kind"], each["name"], each["calls"]) for each in profile] == [
+        (kind, name, calls) for kind, name, _, calls in OPERATIONS
+    ]
+    for each, (_, _, us, _) in zip(profile, OPERATIONS, strict=True):
+        # Percentages have three decimals: half of the last is 5e-6 of the total.
+        assert each["share"] == pytest.approx(us / 1600, abs=5.1e-6)
+        assert each["mean_ms"] == pytest.approx(us / 1000, abs=1.6 * 5.1e-6)
+
+
+def test_flags_that_the_program_does_not_know(output_of):
+    text, _ = output_of("--use_xnnpack=false", "--enable_op_profiling=true", version="litert")
+    assert parse(text).unknown_flags == ("--use_xnnpack=false", "--enable_op_profiling=true")
+    assert parse(text).profile == ()
+
+
+def statistics(warmup, timed, initialized="INFO: Initialized session in 6.418ms."):
+    return f"INFO: STARTING!\n{initialized}\nINFO: {warmup}\n\nINFO: {timed}\n\n"
+
+
+FIRST = "count=3 first=900 curr=800 min=800 max=900 avg=833.333 std=47 p5=800 median=800 p95=900"
+
+
+@pytest.mark.parametrize(
+    ("timed", "samples"),
+    [
+        ("count=1 curr=1041765", (1041765,)),
+        ("count=1 curr=1041765 p5=1041765 median=1041765 p95=1041765", (1041765,)),
+        ("count=2 curr=500(all same)", (500, 500)),
+        ("count=2 curr=500(all same) p5=500 median=500 p95=500", (500, 500)),
+        ("count=2 first=6510 curr=6449 min=6449 max=6510 avg=6479.5 std=30", (6510, 6449)),
+        ("count=2 first=2e3 curr=6449 min=6449 max=6510 avg=6479.5 std=30", None),
+        ("count=2 first=7000000 curr=8000000 min=7000000 max=8000000 avg=7.5e+06 std=500000",
+         (7000000, 8000000)),
+    ],
+    ids=["one", "one, percentiles", "same", "same, percentiles", "two", "not whole", "seconds"],
+)  # fmt: skip
+def test_forms_of_the_statistics(timed, samples):
+    text = statistics(FIRST, timed)
+    if samples is None:
+        with pytest.raises(ValueError, match="holds 1 lines of statistics"):
+            parse(text)
+    else:
+        assert parse(text).samples_us == samples
+        assert parse(text).first_invoke_us == 900
+        assert parse(text).init_us == pytest.approx(6418, abs=1e-9)  # milliseconds in decimal
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "does not say when"),
+        (statistics(FIRST, FIRST, initialized=""), "does not say when"),
+        ("\0\x1b[2J" * 1000, "does not say when"),
+        (statistics(FIRST, "count=0"), "holds 1 lines"),
+        (statistics(FIRST, FIRST) + "INFO: count=1 curr=5\n", "holds 3 lines"),
+        (statistics(FIRST, "count=0 curr=5"), "contradict themselves: INFO: count=0"),
+        (statistics(FIRST, "count=2 first=9 curr=2 min=3 max=9 avg=6 std=1"), "contradict"),
+        (statistics(FIRST, "count=2 first=9 curr=2 min=2 max=8 avg=6 std=1"), "contradict"),
+        (statistics(FIRST, f"count=1 curr={'9' * 400}"), "holds 1 lines"),
+        (statistics(FIRST, FIRST, "INFO: Initialized session in 1.2.3ms."), "convert"),
+    ],
+    ids=["empty", "no init", "noise", "none timed", "three", "zero", "below", "above", "vast",
+         "no number"],
+)  # fmt: skip
+def test_what_is_not_its_output(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def profiled(output_of, edit):
+    text, _ = output_of("--enable_op_profiling=true", operations=OPERATIONS)
+    head, title, tables = text.partition("Operator-wise")
+    return parse(head + title + edit(tables)).profile
+
+
+def test_tables_of_subgraphs_and_delegates_are_part_of_the_main_graph(output_of):
+    def add(tables):
+        within = tables.partition("\n")[2].replace("CONV_2D", "   MUL ")
+        return (
+            tables.replace("Runs:\n", "Runs:\nPrimary graph (name: main) profile:\n")
+            + "Subgraph (index: 1, name: body) profile:\n" + within
+            + "Delegate internal: \n" + within
+        )  # fmt: skip
+
+    assert [each["kind"] for each in profiled(output_of, add)] == [each[0] for each in OPERATIONS]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tables: tables[:200], "cut off"),
+        (lambda tables: tables.replace("3 nodes observed", "4 nodes observed"), "of 4 operations"),
+        (lambda tables: tables.replace("[avg ms]", "[median]").replace("[%]", "[p]"), "columns"),
+        (lambda tables: re.sub("56.250%", "156.250%", tables), "sum to 100 %"),
+        (lambda tables: re.sub("56.250%", "fifty %", tables), "convert"),
+        (lambda tables: re.sub(r"\t *13\t", "\t", tables), "of 3 operations"),
+    ],
+    ids=["cut off", "a line lost", "columns", "shares", "no number", "a cell lost"],
+)
+def test_profiles_that_make_no_sense(output_of, edit, message):
+    with pytest.raises(ValueError, match=message):
+        profiled(output_of, edit)
+
+
+# --- Programs ----------------------------------------------------------------------------------
+
+
+def elf_file(path, *, machine=183, bits=64, order="<", linker=None):
+    """The headers of a program, as elf.h has them."""
+    path_there = b"" if linker is None else linker.encode() + b"\0"
+    ident = b"\x7fELF" + bytes([bits // 32, 1 if order == "<" else 2, 1]) + bytes(9)
+    if bits == 64:
+        size, entry = 64, 56
+        segment = struct.pack(order + "IIQQQQQQ", 3, 4, size + entry, 0, 0, len(path_there), 0, 1)
+        header = struct.pack(order + "HHIQQQIHHHHHH", 3, machine, 1, 0, size, 0, 0, size, entry,
+                             1, 0, 0, 0)  # fmt: skip
+    else:
+        size, entry = 52, 32
+        segment = struct.pack(order + "IIIIIIII", 3, size + entry, 0, 0, len(path_there), 0, 4, 1)
+        header = struct.pack(order + "HHIIIIIHHHHHH", 3, machine, 1, 0, size, 0, 0, size, entry,
+                             1, 0, 0, 0)  # fmt: skip
+    if linker is None:
+        segment = struct.pack(order + "I", 1) + segment[4:]  # PT_LOAD
+    path.write_bytes(ident + header + segment + path_there)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("machine", "bits", "order", "abi"),
+    [
+        (183, 64, "<", "arm64-v8a"),
+        (40, 32, "<", "armeabi-v7a"),
+        (62, 64, "<", "x86_64"),
+        (3, 32, "<", "x86"),
+        (8, 32, ">", "machine 8, 32 bit"),
+    ],
+    ids=["arm64", "arm", "x86_64", "x86", "MIPS"],
+)
+def test_what_a_program_was_built_for(tmp_path, machine, bits, order, abi):
+    path = tmp_path / "program"
+    for linker in (None, "/system/bin/linker64"):
+        elf_file(path, machine=machine, bits=bits, order=order, linker=linker)
+        assert elf.read(path) == elf.Program(abi, linker)
+
+
+def test_a_program_of_this_machine():
+    """Python is one, whatever built it."""
+    program = elf.read("/proc/self/exe")
+    assert program.abi == {"x86_64": "x86_64", "aarch64": "arm64-v8a"}[platform.machine()]
+    assert program.linker is None or "/ld-" in program.linker
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + b"\xff" * 100, b"TFL3" * 100],
+    ids=["empty", "script", "magic alone", "damaged", "model"],
+)
+def test_what_is_no_program(tmp_path, content):
+    path = tmp_path / "program"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a program for Android"):
+        elf.read(path)
