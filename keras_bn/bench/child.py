@@ -132,7 +132,8 @@ def progress_lines(progress: Progress | None) -> Callable[[str], bool]:
         try:
             step = json.loads(line[len(PROGRESS) :])
             done, total, what = int(step["done"]), int(step["total"]), str(step["what"])
-        except (ValueError, TypeError, KeyError):  # cut short, or not the runner's
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            # Cut short, or not the runner's.
             return False
         if progress is not None:
             progress(done, total, printable(what))

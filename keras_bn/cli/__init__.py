@@ -10,6 +10,7 @@ from keras_bn.cli.bench import bench
 from keras_bn.cli.compare import compare
 from keras_bn.cli.convert import convert
 from keras_bn.cli.demo import demo
+from keras_bn.cli.devices import devices
 from keras_bn.cli.fold import fold
 from keras_bn.cli.report import report
 from keras_bn.cli.run import run
@@ -26,5 +27,5 @@ def cli() -> None:
     """
 
 
-for command in (fold, convert, compare, bench, report, run, demo):
+for command in (fold, convert, compare, devices, bench, report, run, demo):
     cli.add_command(command)

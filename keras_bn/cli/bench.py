@@ -17,7 +17,23 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str | Non
 
 @click.command(short_help="Measure latency and memory of .tflite files.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL.tflite...")
-@click.option("--device", default="host", show_default=True, help="Where to measure.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    default=("host",),
+    show_default="host",
+    metavar="DEVICE",
+    help="Where to measure: host, ssh://user@board, adb or adb:SERIAL. May be repeated.",
+)
+@click.option(
+    "--python", metavar="PATH", help="Python on the other devices, if the one found will not do."
+)
+@click.option(
+    "--benchmark-binary",
+    metavar="FILE",
+    help="LiteRT's benchmark_model, for Android devices without Python.",
+)
 @click.option(
     "--threads", default="1", show_default=True, callback=numbers, metavar="N,N", help="Counts."
 )
@@ -44,7 +60,9 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str | Non
 @output_options
 def bench(
     models: tuple[str, ...],
-    device: str,
+    devices: tuple[str, ...],
+    python: str | None,
+    benchmark_binary: str | None,
     threads: list[int],
     runs: int,
     warmup: int,
@@ -58,42 +76,57 @@ def bench(
 ) -> None:
     """Measure latency and memory of .tflite files, interleaved round by round.
 
+    `keras-bn devices` tells what there is to measure on. Nothing is ever installed on a device;
+    models are sent once and kept there for 30 days after they were last used.
+
     \b
     Example:
       keras-bn bench float32.tflite int8.tflite --threads 1,2 -o results.json
+      keras-bn bench int8.tflite --device host --device ssh://pi@raspberrypi.local
       keras-bn report results.json -o report.html
     """
     with Terminal(json=as_json, verbose=verbose) as terminal:
         from keras_bn.bench.api import benchmark, speedups
         from keras_bn.cli.environment import versions
-        from keras_bn.cli.tables import benchmark_table, warnings
+        from keras_bn.cli.tables import benchmark_tables, warnings
+        from keras_bn.errors import DeviceError
         from keras_bn.files import require_writable
         from keras_bn.report.results import document, save
 
         if output:
             require_writable(output)
+        failure = None
         with terminal.bar("measure") as advance:
-            results = benchmark(
-                models,
-                device=device,
-                threads=threads,
-                runs=runs,
-                warmup=warmup,
-                xnnpack=xnnpack,
-                affinity=affinity or None,
-                cooldown_s=cooldown,
-                timeout_s=timeout,
-                progress=advance,
-            )
+            try:
+                results = benchmark(
+                    models,
+                    device=devices,
+                    threads=threads,
+                    runs=runs,
+                    warmup=warmup,
+                    xnnpack=xnnpack,
+                    affinity=affinity or None,
+                    cooldown_s=cooldown,
+                    timeout_s=timeout,
+                    python=python,
+                    benchmark_binary=benchmark_binary,
+                    progress=advance,
+                )
+            except DeviceError as error:
+                if not error.results:
+                    raise
+                failure, results = error, list(error.results)
         gained = speedups(results)
         written = document(
-            title=f"Latency on {device}",
+            title=f"Latency on {', '.join(devices)}",
             environment=versions(),
             benchmarks=results,
             speedups=gained,
         )
-        terminal.print(benchmark_table(results, gained), *warnings(results))
+        terminal.print(*benchmark_tables(results, gained), *warnings(results))
         if output:
             save(written, output)
             terminal.print(f"wrote {output}")
         terminal.emit(written)
+        if failure is not None:
+            raise failure

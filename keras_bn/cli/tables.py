@@ -23,6 +23,7 @@ from keras_bn.report.quantities import (
 )
 
 if TYPE_CHECKING:
+    from keras_bn.bench.devices import Device
     from keras_bn.bench.result import BenchmarkResult, Speedup
     from keras_bn.compare.result import Comparison
     from keras_bn.convert.result import Conversion
@@ -111,34 +112,69 @@ def conversion_table(conversion: Conversion) -> Table:
     return table("Operations", *columns, rows=[row[: len(columns)] for row in ops])
 
 
-def benchmark_table(results: Sequence[BenchmarkResult], speedups: Sequence[Speedup]) -> Table:
-    """One line a measurement, narrow enough for 80 columns."""
-    unit = TimeUnit(result.latency_ms.median for result in results)
-    gained = {(each.model, each.threads): each for each in speedups}
-    rows = []
-    for result in results:
-        speedup, latency = gained.get((result.model, result.threads)), result.latency_ms
-        rows.append(
-            (
-                Path(result.model).stem,
-                str(result.threads),
-                f"{unit(latency.median)} [{unit(latency.ci95[0])}, {unit(latency.ci95[1])}]",
-                _gain(speedup),
-                MISSING if result.peak_rss_bytes is None else size(result.peak_rss_bytes),
+def benchmark_tables(
+    results: Sequence[BenchmarkResult], speedups: Sequence[Speedup]
+) -> list[Table]:
+    """A table for each device; one line a measurement, narrow enough for 80 columns."""
+    gained = {(each.device, each.model, each.threads): each for each in speedups}
+    tables = []
+    for device in dict.fromkeys(result.device for result in results):
+        measured = [result for result in results if result.device == device]
+        unit = TimeUnit(result.latency_ms.median for result in measured)
+        rows = []
+        for result in measured:
+            speedup = gained.get((device, result.model, result.threads))
+            latency, peak = result.latency_ms, result.peak_rss_bytes
+            rows.append(
+                (
+                    Path(result.model).stem,
+                    str(result.threads),
+                    f"{unit(latency.median)} [{unit(latency.ci95[0])}, {unit(latency.ci95[1])}]",
+                    _gain(speedup),
+                    MISSING if peak is None else size(peak),
+                )
             )
-        )
-    columns = ("", "threads", f"median {unit.name}, 95 % interval", "faster by", "peak memory")
-    return table("Latency", *columns, rows=rows)
+        columns = ("", "threads", f"median {unit.name}, 95 % interval", "faster by", "peak memory")
+        tables.append(table(f"Latency on {device}", *columns, rows=rows))
+    return tables
 
 
-def warnings(results: Sequence[BenchmarkResult]) -> Iterator[str]:
+def device_tables(devices: Sequence[Device]) -> list[Table]:
+    """What each device is, one line a fact."""
+    return [_facts_table(each.device, _facts(each)) for each in devices]
+
+
+def _facts(device: Device) -> Iterator[tuple[str, str]]:
+    cpus = None if device.cpus is None else f"{device.cpus} CPUs"
+    facts = {
+        "board": device.board,
+        "cpu": ", ".join(filter(None, (device.cpu, cpus))),
+        "memory": None if device.memory_bytes is None else size(device.memory_bytes),
+        "system": " ".join(filter(None, (device.system, device.architecture))),
+        "measures with": device.runtime,
+        "problem": device.problem,
+    }
+    return ((name, value) for name, value in facts.items() if value)
+
+
+def _facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:
+    result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    result.show_header = False
+    for name, value in facts:
+        result.add_row(Text(f"  {name}"), Text(value))
+    return result
+
+
+def warnings(results: Sequence[BenchmarkResult]) -> Iterator[Text]:
     """What makes the figures doubtful; measurements that differ in a number only, once."""
-    alike: dict[str, list[str]] = {}
+    several = len({result.device for result in results}) > 1
+    alike: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for words in result.warnings:
-            alike.setdefault(re.sub(r"[\d.]+", "#", words), []).append(words)
-    for first, *others in alike.values():
-        yield f"warning: {first}" + (f" (and {len(others)} alike)" if others else "")
+            alike.setdefault((result.device, re.sub(r"[\d.]+", "#", words)), []).append(words)
+    for (device, _), (first, *others) in alike.items():
+        where = f" on {device}" if several else ""
+        yield Text(f"warning{where}: {first}" + (f" (and {len(others)} alike)" if others else ""))
 
 
 def _gain(speedup: Speedup | None) -> str:

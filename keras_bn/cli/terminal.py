@@ -43,7 +43,8 @@ class Terminal:
         sys.stderr.flush()
         self._saved = [os.dup(1), os.dup(2)]
         self._out, self._err = (
-            Console(file=open(copy, "w", closefd=False), highlight=False)  # noqa: SIM115
+            # What is printed holds file names and devices' words: no markup.
+            Console(file=open(copy, "w", closefd=False), highlight=False, markup=False)  # noqa: SIM115
             for copy in self._saved
         )
         if self.verbose:
@@ -82,15 +83,18 @@ class Terminal:
     @contextlib.contextmanager
     def steps(self) -> Iterator[Report]:
         """A spinner on standard error that names the step being done, if it is a terminal."""
+        from rich.text import Text
+
         with self._err.status("starting") as status:
-            yield lambda words: status.update(words)
+            yield lambda words: status.update(Text(words))
 
     @contextlib.contextmanager
     def bar(self, description: str) -> Iterator[Advance]:
         """A progress bar on standard error, if it is a terminal, called with (done, all, what)."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        what = TextColumn("{task.description}", markup=False)
+        columns = what, BarColumn(), MofNCompleteColumn()
         quiet = not self._err.is_terminal
         with Progress(*columns, console=self._err, transient=True, disable=quiet) as progress:
             task = progress.add_task(description, total=None)

@@ -56,7 +56,22 @@ def result(model: str, samples, threads=1, device="host") -> BenchmarkResult:
         ({"timeout_s": float("nan")}, ValueError, r"timeout_s .* received nan"),
         ({"timeout_s": "9"}, TypeError, r"timeout_s must be a number of seconds"),
         ({"cooldown_s": -1}, ValueError, r"cooldown_s must be zero or positive"),
-        ({"device": "adb"}, ValueError, r"No device 'adb'.*measures on: 'host'"),
+        ({"device": "moon"}, ValueError, r"host, ssh://.*received 'moon'.*keras-bn devices"),
+        ({"device": "sshd://a"}, ValueError, r"received 'sshd://a'"),
+        ({"device": "adbx"}, ValueError, r"received 'adbx'"),
+        ({"device": "tflm"}, ValueError, r"examine\(paths\)"),
+        ({"device": []}, ValueError, r"device must name one device, or several different ones"),
+        ({"device": ["host", "host"]}, ValueError, r"different ones: \['host', 'host'\]"),
+        ({"device": ["host", "moon"]}, ValueError, r"received 'moon'"),
+        ({"python": "python3"}, ValueError, r"python='python3' is for other devices"),
+        ({"python": "-c", "device": "ssh://a"}, ValueError, r"python must be the path"),
+        ({"python": "", "device": "ssh://a"}, ValueError, r"python must be the path"),
+        ({"benchmark_binary": "b"}, ValueError, r"benchmark_binary='b' is for Android .* host"),
+        (
+            {"benchmark_binary": "/no/such", "device": "adb"},
+            FileNotFoundError,
+            r"/no/such",
+        ),
     ],
     ids=str,
 )
@@ -86,6 +101,63 @@ def test_no_file_is_an_error():
 def test_a_cpu_that_is_not_there_is_a_device_error(model):
     with pytest.raises(keras_bn.errors.DeviceError, match=r"cannot stay on CPUs \[99999\]"):
         benchmark(model, affinity=[99999])
+
+
+def document(request):
+    """What a device that takes a millisecond returns."""
+    conditions = {"load_average": 0.0, "governor": None}
+    environment = {"cpus": 8, "timer_resolution_ns": 50, "before": conditions}
+    measured = {
+        "threads": 1,
+        "samples_ns": [1_000_000] * request.runs,
+        "init_ns": 1,
+        "first_invoke_ns": 2,
+        "peak_rss_bytes": None,
+        "runtime_rss_bytes": None,
+        "inputs": [],
+        "preempted": None,
+    }
+    return {
+        "environment": environment,
+        "models": [{"model": m, "sha256": "ab", "size_bytes": 3} for m in request.models],
+        "measurements": [{"model": m, **measured} for m in request.models],
+    }
+
+
+@pytest.fixture
+def named_devices(monkeypatch):
+    """Devices that are told what to do by their names."""
+
+    def resolve(name):
+        def measure(request):
+            if request.progress:
+                request.progress(1, 2, "measuring")
+            if name.startswith("broken"):
+                raise keras_bn.errors.DeviceError(f"{name} is out of reach")
+            return document(request)
+
+        return measure
+
+    monkeypatch.setattr("keras_bn.bench.devices.resolve", resolve)
+
+
+def test_several_devices_are_measured_one_after_the_other(model, named_devices):
+    steps = []
+    results = benchmark(
+        model, device=["one", "two"], runs=8, progress=lambda *step: steps.append(step)
+    )
+    assert [(r.device, r.latency_ms.median, r.peak_rss_bytes) for r in results] == [
+        ("one", 1.0, None),
+        ("two", 1.0, None),
+    ]
+    assert steps == [(1, 2, "one: measuring"), (1, 2, "two: measuring")]
+
+
+def test_a_device_that_fails_does_not_keep_the_others_from_being_measured(model, named_devices):
+    with pytest.raises(keras_bn.errors.DeviceError) as caught:
+        benchmark(model, device=["broken one", "two", "broken three"], runs=8)
+    assert str(caught.value) == "broken one is out of reach\nbroken three is out of reach"
+    assert [result.device for result in caught.value.results] == ["two"]
 
 
 def test_results_survive_json():

@@ -38,7 +38,7 @@ def converted(folder):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "fold", "convert", "compare", "bench", "report", "run", "demo"]
+    "command", ["", "fold", "convert", "compare", "devices", "bench", "report", "run", "demo"]
 )
 def test_help_explains_every_command(command):
     run = keras_bn(*command.split(), "--help")
@@ -47,8 +47,8 @@ def test_help_explains_every_command(command):
     assert run.stderr == ""
 
 
-def test_fold_writes_a_model_that_loads(folder, tmp_path):
-    run = keras_bn("fold", folder / "model.keras", "-o", tmp_path / "folded.keras", "--json")
+def test_fold_writes_a_model_that_loads(folder, tmp_path, keras_bn_here):
+    run = keras_bn_here("fold", folder / "model.keras", "-o", tmp_path / "folded.keras", "--json")
     result = document(run)
     assert [each["layer"] for each in result["fold"]["folded"]] == ["folds"]
     assert [each["layer"] for each in result["fold"]["kept"]] == ["stays"]
@@ -59,8 +59,8 @@ def test_fold_writes_a_model_that_loads(folder, tmp_path):
     np.testing.assert_allclose(folded(x), original(x), rtol=1e-4, atol=1e-6)  # float32 rounding
 
 
-def test_fold_keeps_what_it_is_told_to(folder, tmp_path):
-    run = keras_bn(
+def test_fold_keeps_what_it_is_told_to(folder, tmp_path, keras_bn_here):
+    run = keras_bn_here(
         "fold", folder / "model.keras", "-o", tmp_path / "f.keras", "--keep", "folds", "--json"
     )
     assert {r["layer"]: r["reason"] for r in document(run)["fold"]["kept"]}["folds"] == (
@@ -80,29 +80,29 @@ def test_convert_checks_and_counts(converted):
     assert as_text.stderr == ""
 
 
-def test_compare_exits_by_what_was_asked(converted):
+def test_compare_exits_by_what_was_asked(converted, keras_bn_here):
     folder, *_ = converted
     names = folder / "model.keras", folder / "int8.tflite"
     data = "--data", folder / "calibration.npz"
-    good = keras_bn("compare", *names, *data, "--min-snr", "15", "--json")
+    good = keras_bn_here("compare", *names, *data, "--min-snr", "15", "--json")
     assert document(good)["comparison"]["samples"] == 40
-    short = keras_bn("compare", *names, *data, "--min-snr", "90", "--tolerance", "0", "--json")
+    short = keras_bn_here("compare", *names, *data, "--min-snr", "90", "--tolerance", "0", "--json")
     assert short.returncode == 1
     assert len(json.loads(short.stdout)["falls_short"]) == 2
     assert "falls short: the SNR" in short.stderr
 
 
-def test_bench_then_report(converted, tmp_path):
+def test_bench_then_report(converted, tmp_path, keras_bn_here):
     folder, *_ = converted
     files = folder / "float32.tflite", folder / "int8.tflite"
     options = "--runs", "12", "--warmup", "1", "--threads", "1,2"
-    run = keras_bn("bench", *files, *options, "-o", tmp_path / "results.json", "--json")
+    run = keras_bn_here("bench", *files, *options, "-o", tmp_path / "results.json", "--json")
     measured = document(run)
     assert measured == json.loads((tmp_path / "results.json").read_text())
     assert len(measured["benchmarks"]) == 4
     assert all(len(b["latency_ms"]["samples"]) == 12 for b in measured["benchmarks"])
     for name, start in (("report.html", "<!doctype html>"), ("report.md", "#")):
-        drawn = keras_bn("report", tmp_path / "results.json", "-o", tmp_path / name)
+        drawn = keras_bn_here("report", tmp_path / "results.json", "-o", tmp_path / name)
         assert drawn.returncode == 0, drawn.stderr
         assert (tmp_path / name).read_text().lower().startswith(start)
 
@@ -148,8 +148,8 @@ def test_run_goes_the_whole_road(folder, tmp_path):
     assert run.stderr == ""
 
 
-def test_run_goes_on_after_a_mode_that_fails(folder, tmp_path):
-    run = keras_bn(
+def test_run_goes_on_after_a_mode_that_fails(folder, tmp_path, keras_bn_here):
+    run = keras_bn_here(
         "run", folder / "model.keras", "-o", tmp_path, "--modes", "none,int8", "--runs", "5"
     )
     assert run.returncode == 1
