@@ -28,3 +28,12 @@ def pytest_collection_modifyitems(items):
             if running not in mark.args:
                 names, because = " and ".join(mark.args), mark.kwargs["because"]
                 item.add_marker(pytest.mark.skip(reason=f"for {names} only: {because}"))
+
+
+@pytest.fixture(scope="session")
+def process():
+    """One converter for all tests of a run: importing TensorFlow there takes seconds."""
+    from keras_bn.convert.process import ConverterProcess
+
+    with ConverterProcess() as process:
+        yield process

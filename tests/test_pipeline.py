@@ -13,7 +13,6 @@ from keras import layers
 
 import keras_bn
 from keras_bn.compare.run import predict
-from keras_bn.convert.process import ConverterProcess
 from keras_bn.errors import (
     CalibrationError,
     ComparisonError,
@@ -25,12 +24,6 @@ from tests.deployable import MODELS, image_model, images, lstm_model, token_mode
 from tests.random_weights import randomize
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def process():
-    with ConverterProcess() as process:
-        yield process
 
 
 # The smallest SNR in dB that a mode may have on `image_model`: float32 rounds to 2⁻²⁴ a step,

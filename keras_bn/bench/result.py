@@ -144,6 +144,7 @@ class MicrocontrollerResult:
         ops: How many nodes of each operation it has.
         runs: Whether the interpreter ran it.
         reason: Why it does not, in the interpreter's own words; None if it runs.
+        stopped_by: The operation that these words name, e.g. "CONV_3D"; None if there is none.
         arena_bytes: The smallest arena (RAM for tensors and the interpreter's records of them)
             that it ran in, a multiple of 16; None if it does not run. Found with pointers of 64
             bits, so 32-bit microcontrollers take somewhat less.
@@ -158,6 +159,7 @@ class MicrocontrollerResult:
     ops: dict[str, int]
     runs: bool
     reason: str | None = None
+    stopped_by: str | None = None
     arena_bytes: int | None = None
     outputs: tuple[OutputDeviation, ...] = ()
     samples: int = 0

@@ -297,39 +297,55 @@ def build(path: str, threads: int, options: argparse.Namespace) -> Any:
 def fill_inputs(interpreter: Any, path: str, seed: int) -> list[dict[str, Any]]:
     """Random inputs, and a line for each that says what it is.
 
-    Floats are standard normal; quantized and other 8- and 16-bit integers take every value
-    alike; wider integers are 0 or 1, because they are mostly indices and any table has those.
     An unknown dimension is 1, as the interpreter allocates it.
     """
     rng = np.random.RandomState(seed)
     described = []
     for detail in interpreter.get_input_details():
-        shape, dtype = tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"])
-        if dtype.kind in "fc":
-            value: Any = rng.standard_normal(shape)
-        elif dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            low, high = (limits.min, limits.max + 1) if dtype.itemsize <= 2 else (0, 2)
-            value = rng.randint(low, high, shape)
-        elif dtype.kind == "b":
-            value = rng.randint(0, 2, shape)
-        else:
-            raise RunError(
-                "input {} of {} holds {}; numbers and booleans can be measured".format(
-                    detail["name"], path, dtype
-                ),
-                path,
-            )
-        interpreter.set_tensor(detail["index"], np.asarray(value).astype(dtype))
+        value = random_input(detail, path, rng)
+        interpreter.set_tensor(detail["index"], value)
+        shape = list(value.shape)
         described.append(
             {
                 "name": str(detail["name"]),
-                "dtype": dtype.name,
-                "shape": list(shape),
+                "dtype": value.dtype.name,
+                "shape": shape,
                 "shape_signature": [int(size) for size in detail.get("shape_signature", shape)],
             }
         )
     return described
+
+
+def random_input(detail: dict[str, Any], path: str, rng: Any) -> Any:
+    """A value for the input that the interpreter describes by `detail`.
+
+    Floats are standard normal; quantized and other 8- and 16-bit integers take every value
+    alike; wider integers are 0 or 1, because they are mostly indices and any table has those.
+    """
+    shape, dtype = tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"])
+    if dtype.kind in "fc":
+        value = rng.standard_normal(shape)
+    elif dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        low, high = (limits.min, limits.max + 1) if dtype.itemsize <= 2 else (0, 2)
+        value = rng.randint(low, high, shape)
+    elif dtype.kind == "b":
+        value = rng.randint(0, 2, shape)
+    else:
+        raise RunError(
+            "input {} of {} holds {}; numbers and booleans can be measured".format(
+                detail["name"], path, dtype
+            ),
+            path,
+        )
+    return np.asarray(value).astype(dtype)
+
+
+def invoke(interpreter: Any, path: str) -> None:
+    try:
+        interpreter.invoke()
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"running {path} failed: {error}", path) from None
 
 
 def probe(options: argparse.Namespace) -> dict[str, Any]:
@@ -342,10 +358,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     init_ns = time.perf_counter_ns() - start
     inputs = fill_inputs(interpreter, path, options.seed)
     start = time.perf_counter_ns()
-    try:
-        interpreter.invoke()
-    except (ValueError, RuntimeError) as error:
-        raise RunError(f"running {path} failed: {error}", path) from None
+    invoke(interpreter, path)
     first_invoke_ns = time.perf_counter_ns() - start
     interpreter.invoke()
     return {

@@ -159,6 +159,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{os.fspath(path)} cannot be read: {error}.") from None
     loaded.setdefault("microcontrollers", [])
+    if loaded["fold"] is not None:
+        loaded["fold"].setdefault("others", [])
     for benchmark in loaded["benchmarks"]:
         benchmark.setdefault("profile", [])
     return loaded
@@ -172,6 +174,7 @@ def _fold(fold: FoldResult) -> dict[str, Any]:
     return {
         "folded": [asdict(layer) for layer in fold.folded],
         "kept": [asdict(layer) for layer in fold.kept],
+        "others": [asdict(layer) for layer in fold.others],
         "max_abs_error": _extended(fold.max_abs_error),
     }
 
@@ -195,10 +198,10 @@ def comparison_to_json(comparison: Comparison | None) -> dict[str, Any] | None:
 def microcontroller_to_json(result: MicrocontrollerResult) -> dict[str, Any]:
     """A result in JSON's own types, infinities by name."""
     written = asdict(result)
-    written["max_abs_error"] = result.max_abs_error
-    written["snr_db"] = _extended(result.snr_db)
-    for output in written["outputs"]:
-        output["snr_db"] = _extended(output["snr_db"])
+    written |= {"max_abs_error": result.max_abs_error, "snr_db": result.snr_db}
+    for figures in (written, *written["outputs"]):
+        for name in ("max_abs_error", "snr_db"):
+            figures[name] = _extended(figures[name])
     return written
 
 

@@ -74,13 +74,18 @@ microcontroller = record(
     ops=mapping(count),
     runs=flag,
     reason=optional(text),
+    stopped_by=optional(text),
     arena_bytes=optional(count),
     outputs=each(
         record(
-            name=text, dtype=text, max_abs_error=number, max_steps=optional(count), snr_db=extended
+            name=text,
+            dtype=text,
+            max_abs_error=extended,
+            max_steps=optional(count),
+            snr_db=extended,
         )
     ),
-    max_abs_error=optional(number),
+    max_abs_error=optional(extended),
     snr_db=optional(extended),
     samples=count,
     environment=mapping(text),
@@ -102,6 +107,7 @@ results = record(
     ),
     fold=optional(
         record(
+            {"others": each(record({"into": text, "rule": text, "reason": text}, layer=text))},
             folded=each(record(layer=text, into=text, rule=text)),
             kept=each(record(layer=text, reason=text)),
             max_abs_error=extended,

@@ -10,16 +10,9 @@ from keras import layers
 
 import keras_bn
 from keras_bn.convert.flatbuffer import read_contents
-from keras_bn.convert.process import ConverterProcess
 from tests.random_weights import randomize
 
 IMAGE = (16, 16, 8)
-
-
-@pytest.fixture(scope="module")
-def process():
-    with ConverterProcess() as running:
-        yield running
 
 
 def sequential(shape, *stack):
