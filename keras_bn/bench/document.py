@@ -183,7 +183,7 @@ ENVIRONMENT: dict[str, Check] = {
     "after": CONDITIONS,
 }
 
-FILE: dict[str, Check] = {"model": text, "sha256": sha256, "size_bytes": count}
+FILE: dict[str, Check] = {"model": text, "sha256": sha256, "size_bytes": whole(1, MOST)}
 
 INPUT = shallow(
     name=text,
