@@ -534,6 +534,26 @@ def test_history_goes_on_at_the_initial_epoch():
     assert monitor.history["epoch"] == [0, 1]
 
 
+def test_batches_that_end_in_another_order_are_counted():
+    # Keras ends them in a pool of threads, whose last one need not be the last batch's.
+    class Reversed(NormalizationMonitor):
+        def on_epoch_begin(self, epoch, logs=None):
+            super().on_epoch_begin(epoch, logs)
+            self.ended = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.ended.append(batch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            for batch in sorted(self.ended, reverse=True):
+                super().on_train_batch_end(batch)
+            super().on_epoch_end(epoch, logs)
+
+    monitor = Reversed(data())
+    network(True).fit(*data(), epochs=2, batch_size=8, verbose=0, callbacks=[monitor])
+    assert monitor.history["batch"] == [0, 3, 6]
+
+
 class Batches(keras.utils.PyDataset):
     def __len__(self):
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -104,8 +105,10 @@ class NormalizationMonitor(keras.callbacks.Callback):
         self.log_dir, self.frequency, self.layers, self.warn = log_dir, frequency, layers, warn
         self.measurements: list[Measurement] = []
         self.findings: list[tuple[Measurement, Finding]] = []
-        # Without this every batch would wait for the one before to be computed (CallbackList).
+        # Without this every batch would wait for the one before to be computed. With it Keras ends
+        # batches in threads, on the backends that allow it, and in any order (CallbackList).
         self.async_safe = frequency == "epoch"
+        self._counting = threading.Lock()
         self._batch = first_batch(data, batch_size)
         self._probe: Probe | None = None
         self._writer: EventWriter | None = None
@@ -168,7 +171,9 @@ class NormalizationMonitor(keras.callbacks.Callback):
             self._begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        before, self._batches = self._batches, self._batches_before + batch + 1
+        with self._counting:
+            before = self._batches
+            self._batches = max(before, self._batches_before + batch + 1)
         if self.frequency != "epoch" and self._batches // self.frequency > before // self.frequency:
             self._measure()
 
