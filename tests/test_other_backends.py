@@ -8,7 +8,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter
 from keras import layers, ops
 
 import keras_bn
@@ -24,6 +23,7 @@ pytestmark = pytest.mark.backend(
 def trained():
     """A network of every layer of this package that stands outside recurrent ones, and inputs."""
     ours = keras_bn.layers
+    keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
             keras.Input((8, 8, 2)),
@@ -62,11 +62,35 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 def test_folding(model_and_inputs):
     model, x = model_and_inputs
     result = keras_bn.fold(model)
-    assert len(result.folded) == 3 and not result.kept
+    assert not result.kept and len(result.folded) == 3
     np.testing.assert_allclose(run(result.model, x), run(model, x), **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "kind", [layers.BatchNormalization, keras_bn.layers.BatchNormalization], ids=["Keras", "ours"]
+)
+def test_a_fold_that_rounds_less_than_the_original_is_kept(kind):
+    """Only the exact result, in float64, tells that it is the original which is off."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(4, 3)).astype("float32")
+    bn = kind()
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3), bn])
+    model.layers[0].set_weights([kernel, np.full(3, 1000.0)])
+    bn.moving_mean.assign(np.full(3, 1000.0))
+    result = keras_bn.fold(model)
+    assert not result.kept and len(result.folded) == 1
+
+    x = rng.normal(0, 0.01, (8, 4)).astype("float32")
+    exact = x.astype("float64") @ kernel / np.sqrt(1 + bn.epsilon)
+    # Float32 has steps of 2⁻¹⁴ at 1000. Below 2⁻⁴ they are 2⁻²⁸, and four weights, products and
+    # sums round by up to half of one.
+    assert np.abs(run(model, x) - exact).max() > 2.0**-16
+    np.testing.assert_allclose(run(result.model, x), exact, rtol=0, atol=6 * 2.0**-28)
+
+
 def test_the_command_line_converts_the_file(model_and_inputs, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
     model, x = model_and_inputs
     model.save(tmp_path / "model.keras")
     command = [sys.executable, "-m", "keras_bn", "convert", "model.keras", "-o", "model.tflite"]

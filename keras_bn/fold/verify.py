@@ -9,7 +9,8 @@ few elements show anything at all, and one run alone would miss them by chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
+from keras.src.backend.common import dtypes
 
 from keras_bn.graph.inputs import random_inputs
 from keras_bn.graph.rebuild import Changes, rebuild
@@ -141,9 +143,37 @@ class Verifier:
         layers = self.readable._flatten_layers(include_self=False)
         in_float64 = {id(layer): {"dtype": "float64"} for layer in layers}
         try:
-            return run(rebuild(self.readable, Changes(config=in_float64)), self.inputs)
+            with _float64():
+                return run(rebuild(self.readable, Changes(config=in_float64)), self.inputs)
         except Exception:  # a layer of the user's may do without dtype policies
             return None
+
+
+@contextmanager
+def _float64() -> Iterator[None]:
+    """Where layers of dtype float64 compute in float64.
+
+    Except on TensorFlow, Keras's rules of promotion, which most layers ask, make float32 of it.
+    JAX by itself makes float32 of every float64 array.
+    """
+    table = dtypes.BIT64_TO_BIT32_DTYPE
+    before = table["float64"]
+    with _jax_float64() if keras.backend.backend() == "jax" else nullcontext():
+        table["float64"] = "float64"
+        try:
+            yield
+        finally:
+            table["float64"] = before
+
+
+def _jax_float64() -> AbstractContextManager[Any]:
+    import jax
+
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # before JAX 0.8
+
+    return enable_x64()
 
 
 def _map_numbers(change: Callable[[np.ndarray], np.ndarray], inputs: Any) -> Any:
