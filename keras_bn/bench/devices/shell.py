@@ -43,6 +43,10 @@ UNUSED_DAYS = 30
 # What one sample may take in the runner's document.
 SAMPLE_BYTES = 24
 OLDEST_PYTHON = (3, 7)
+# Of the wheels on the registry: ai-edge-litert (x86-64 and 64-bit ARM) begins with the one,
+# tflite-runtime for 32-bit ARM ends before the other.
+FIRST_OF_LITERT = (3, 9)
+FIRST_WITHOUT_32_BIT = (3, 12)
 # Raspberry Pi OS refuses pip outside of virtual environments, and its documentation makes them in
 # ~/.env; the others are what the tutorials of venv, of pip and of editors make.
 PYTHONS = ("python3", "python", "~/.venv/bin/python", "~/venv/bin/python", "~/.env/bin/python",
@@ -166,9 +170,9 @@ def start(
     if not begun:
         raise DeviceError(f"{shell.name} cannot be reached.{ended.printed}\n{shell.advice}")
     text, _, status = text.rpartition(f"\n{END} ")
-    if not status.strip().isdecimal():
+    if _status(status) < 0:
         raise DeviceError(f"The connection to {shell.name} was lost.{ended.printed}")
-    return Answer(int(status), text, ended.lines)
+    return Answer(_status(status), text, ended.lines)
 
 
 def framed(script: str) -> str:
@@ -191,6 +195,11 @@ wait $child
 status=$?
 kill -9 $watcher 2>/dev/null
 exit $status"""
+
+
+def _status(text: str) -> int:
+    """An exit status as sh prints it; -1 for anything else."""
+    return int(text) if re.fullmatch(r"[0-9]{1,3}\s*", text) else -1
 
 
 def _end(status: int) -> str:
@@ -261,7 +270,7 @@ true"""
     probes = [_Probe.read(part) for part in f"\n{text}".split("\n@python ")[1:]]
     for probe in probes:
         if probe.status == 0 and probe.runtime:
-            return Python(probe.path, probe.version, probe.runtime)
+            return Python(probe.path, _dotted(probe.version), probe.runtime)
     raise NoPythonError(_no_python(shell, wanted, probes))
 
 
@@ -271,8 +280,7 @@ class _Probe:
 
     path: str
     status: int
-    version: str
-    runs: bool
+    version: tuple[int, ...]
     is_32_bit_arm: bool
     managed: bool
     runtime: str | None
@@ -294,9 +302,8 @@ class _Probe:
         runtime, machine = facts.get("runtime"), str(facts.get("machine"))
         return cls(
             path=path,
-            status=int(status) if status.strip().isdecimal() else -1,
-            version=".".join(map(str, version)),
-            runs=version >= OLDEST_PYTHON,
+            status=_status(status),
+            version=version,
             # A 64-bit kernel under a 32-bit system calls itself aarch64.
             is_32_bit_arm=facts.get("bits") == 32 and machine.startswith(("arm", "aarch64")),
             managed=facts.get("managed") is True,
@@ -305,13 +312,38 @@ class _Probe:
             lines=tuple(line for line in others if line),
         )
 
+    @property
+    def name(self) -> str:
+        return f"Python {_dotted(self.version)}"
+
     def why_not(self) -> str:
-        if self.version and not self.runs:
-            needed = ".".join(map(str, OLDEST_PYTHON))
-            return f"Python {self.version}, and at least {needed} is needed"
+        if self.version and self.version < OLDEST_PYTHON:
+            return f"{self.name}, and at least {_dotted(OLDEST_PYTHON)} is needed"
         if self.failed:
-            return f"Python {self.version}: {'; '.join(self.failed)}"
+            return f"{self.name}: {'; '.join(self.failed)}"
         return ": ".join([_end(self.status), *self.lines[-3:]])
+
+    def remedy(self) -> str:
+        """The command that gives this Python what it lacks, if there is one."""
+        if self.is_32_bit_arm and self.version >= FIRST_WITHOUT_32_BIT:
+            return (
+                f"No package has an interpreter for {self.name} on 32-bit ARM: use Python 3.9 to "
+                "3.11 there, or a 64-bit system."
+            )
+        # ai-edge-litert has no wheels for 32-bit ARM, and tflite-runtime's were built for NumPy 1.
+        old = self.is_32_bit_arm or self.version < FIRST_OF_LITERT
+        packages = "tflite-runtime 'numpy<2'" if old else "ai-edge-litert"
+        python = shlex.quote(self.path)
+        command = (
+            f"{python} -m venv ~/.venv && ~/.venv/bin/pip install {packages}"
+            if self.managed
+            else f"{python} -m pip install {packages}"
+        )
+        return f"To get one, run on the device:\n  {printable(command)}"
+
+
+def _dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _list(value: Any, kind: type) -> tuple[Any, ...]:
@@ -327,18 +359,11 @@ def _no_python(shell: Shell, wanted: str | None, probes: Sequence[_Probe]) -> st
         return f"{shell.name} has {looked}. Name one, as it is called there: --python (python=)."
     found = "".join(f"\n  {printable(probe.path)}: {probe.why_not()}" for probe in probes)
     message = f"{shell.name} has no Python with numpy and ai_edge_litert or tflite_runtime:{found}"
-    able = [probe for probe in probes if probe.failed and probe.runs]
+    able = [probe for probe in probes if probe.failed and probe.version >= OLDEST_PYTHON]
     if not able:
         return message
-    probe = min(able, key=lambda probe: probe.managed)
-    # ai-edge-litert has no wheels for 32-bit ARM, and tflite-runtime's were built for NumPy 1.
-    packages = "tflite-runtime 'numpy<2'" if probe.is_32_bit_arm else "ai-edge-litert"
-    python = shlex.quote(probe.path)
-    if probe.managed:
-        command = f"{python} -m venv ~/.venv && ~/.venv/bin/pip install {packages}"
-    else:
-        command = f"{python} -m pip install {packages}"
-    return f"{message}\nTo get one, run on the device:\n  {printable(command)}"
+    # A virtual environment takes packages as it is.
+    return f"{message}\n{min(able, key=lambda probe: probe.managed).remedy()}"
 
 
 def _word(path: str) -> str:
@@ -457,15 +482,16 @@ def _send(
 cd {shell.folder} || exit
 dd of={part} bs={BLOCK_BYTES} seek={start_block} conv=notrunc status=none || {{
 status=$?; rm -f {part}; exit $status; }}
-if [ -f {file.name} ]; then rm -f {part}; echo whole; exit; fi
+end_if_whole() {{
+if [ -f {file.name} ]; then rm -f {part}; echo whole; exit; fi; }}
+end_if_whole
 size=$(wc -c <{part})
 if [ $size -lt {file.size_bytes} ]; then echo cut short at $size bytes; exit; fi
 if command -v sha256sum >/dev/null; then sum=$(sha256sum <{part}); else
 sum=$(shasum -a 256 <{part}); fi
-case $sum in
-{file.name}*) mv {part} {file.name} && echo whole ;;
-*) rm -f {part}; echo other "$sum" ;;
-esac"""
+case $sum in {file.name}*) mv {part} {file.name} ;; esac
+end_if_whole
+rm -f {part}; echo other $sum"""
         answer = run(
             shell,
             script,
