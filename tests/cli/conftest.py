@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_bn.__main__ import main
 from tests.random_weights import randomize
 
-# Chatter must stay away without help from the environment.
-QUIET_BY_ITSELF = {
-    name: value for name, value in os.environ.items() if name not in ("TF_CPP_MIN_LOG_LEVEL",)
-}
+
+def quiet_by_itself() -> dict[str, str]:
+    """The environment as it is now; chatter must stay away without help from it."""
+    return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
 def keras_bn(*arguments, **options) -> subprocess.CompletedProcess:
@@ -23,7 +25,7 @@ def keras_bn(*arguments, **options) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "keras_bn", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=QUIET_BY_ITSELF,
+        env=quiet_by_itself(),
         **options,
     )
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.cli.conftest import QUIET_BY_ITSELF, keras_bn
+from tests.cli.conftest import keras_bn, quiet_by_itself
 
 
 def document(run):
@@ -187,7 +187,7 @@ def test_the_script_is_the_same_command(folder, tmp_path):
         ],
         capture_output=True,
         text=True,
-        env=QUIET_BY_ITSELF,
+        env=quiet_by_itself(),
     )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "out.tflite").read_bytes()[4:8] == b"TFL3"
