@@ -30,6 +30,26 @@ def keras_bn(*arguments, **options) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture
+def keras_bn_here(capfd, monkeypatch):
+    """`keras_bn` without a process of its own, which takes seconds to import TensorFlow.
+
+    What only a process shows is for `keras_bn`: the libraries' chatter, and what they know of a
+    user's layers.
+    """
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["keras-bn", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are no errors to a user either
+            main()
+        printed, errors = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, printed, errors)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """A model with one normalization that folds and one that stays, and data for it."""
