@@ -29,7 +29,7 @@ def output_of(tmp_path_factory):
     def run(*flags, **behaviour):
         (folder / "runs.jsonl").unlink(missing_ok=True)
         model = stand_in.model(folder / "a.tflite", **behaviour)
-        options = {"num_threads": 1, "num_runs": 2, "min_secs": 0, "warmup_runs": 4}
+        options = {"num_threads": 1, "num_runs": 3, "min_secs": 0, "warmup_runs": 4}
         command = [script, f"--graph={model}", "--warmup_min_secs=0.5", *flags]
         command += [f"--{name}={value}" for name, value in options.items()]
         done = subprocess.run(
@@ -56,7 +56,7 @@ def test_figures_of_every_version(output_of, version):
     )
     output = parse(text)
 
-    assert output.samples_us == tuple(measured["timed"])
+    assert output.samples_us == tuple(measured["timed"][1:])
     assert output.first_invoke_us == 31234
     assert output.init_us == 7654
     # The program prints megabytes of 2**20 bytes with six digits, or two decimals.
@@ -95,16 +95,25 @@ FIRST = "count=3 first=900 curr=800 min=800 max=900 avg=833.333 std=47 p5=800 me
 @pytest.mark.parametrize(
     ("timed", "samples"),
     [
-        ("count=1 curr=1041765", (1041765,)),
-        ("count=1 curr=1041765 p5=1041765 median=1041765 p95=1041765", (1041765,)),
-        ("count=2 curr=500(all same)", (500, 500)),
-        ("count=2 curr=500(all same) p5=500 median=500 p95=500", (500, 500)),
-        ("count=2 first=6510 curr=6449 min=6449 max=6510 avg=6479.5 std=30", (6510, 6449)),
+        ("count=1 curr=1041765", ()),
+        ("count=2 curr=500(all same)", (500,)),
+        ("count=2 curr=500(all same) p5=500 median=500 p95=500", (500,)),
+        ("count=2 first=6510 curr=6449 min=6449 max=6510 avg=6479.5 std=30", (6449,)),
+        ("count=3 curr=500(all same) p5=500 median=500 p95=500", (500, 500)),
+        # 6510 + 6449 + 6480 = 19439
+        ("count=3 first=6510 curr=6449 min=6449 max=6510 avg=6479.67 std=24", (6480, 6449)),
+        # 99998 + 99997 + 99996, whose mean still shows its decimal
+        ("count=3 first=99998 curr=99996 min=99996 max=99998 avg=99997 std=0", (99997, 99996)),
+        # Six digits of the mean of 7000001, 7000005, 7000003: it is the largest that tells.
+        ("count=3 first=7000001 curr=7000003 min=7000001 max=7000005 avg=7e+06 std=1",
+         (7000005, 7000003)),
+        ("count=3 first=7000000 curr=9000000 min=7000000 max=9000000 avg=8e+06 std=800000",
+         (8000000, 9000000)),
+        ("count=4 first=9 curr=8 min=7 max=9 avg=8 std=0", ()),
         ("count=2 first=2e3 curr=6449 min=6449 max=6510 avg=6479.5 std=30", None),
-        ("count=2 first=7000000 curr=8000000 min=7000000 max=8000000 avg=7.5e+06 std=500000",
-         (7000000, 8000000)),
     ],
-    ids=["one", "one, percentiles", "same", "same, percentiles", "two", "not whole", "seconds"],
+    ids=["one", "two same", "two same, percentiles", "two", "three same", "three", "0.1 s",
+         "7 s, close", "7 s, apart", "four", "not whole"],
 )  # fmt: skip
 def test_forms_of_the_statistics(timed, samples):
     text = statistics(FIRST, timed)
@@ -128,11 +137,12 @@ def test_forms_of_the_statistics(timed, samples):
         (statistics(FIRST, "count=0 curr=5"), "contradict themselves: INFO: count=0"),
         (statistics(FIRST, "count=2 first=9 curr=2 min=3 max=9 avg=6 std=1"), "contradict"),
         (statistics(FIRST, "count=2 first=9 curr=2 min=2 max=8 avg=6 std=1"), "contradict"),
+        (statistics(FIRST, "count=3 first=9 curr=2 min=2 max=9 avg=8 std=1"), "no second value"),
         (statistics(FIRST, f"count=1 curr={'9' * 400}"), "holds 1 lines"),
         (statistics(FIRST, FIRST, "INFO: Initialized session in 1.2.3ms."), "convert"),
     ],
-    ids=["empty", "no init", "noise", "none timed", "three", "zero", "below", "above", "vast",
-         "no number"],
+    ids=["empty", "no init", "noise", "none timed", "three", "zero", "below", "above", "mean",
+         "vast", "no number"],
 )  # fmt: skip
 def test_what_is_not_its_output(text, message):
     with pytest.raises(ValueError, match=message):

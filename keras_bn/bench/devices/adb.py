@@ -1,12 +1,13 @@
 """An Android device, by the system's `adb`: "adb:SERIAL", or "adb" for the only one there is.
 
-The client is the `adb` of the PATH; its server, keys and environment variables hold as they do for
-the user. Nothing here speaks adb's protocol, or starts or stops a server other than as the client
-does by itself.
+The client is the `adb` of the PATH; its server, keys and environment variables (ANDROID_SERIAL and
+others) hold as they do for the user. Nothing here speaks adb's protocol, or starts or stops a
+server other than as the client does by itself.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -162,11 +163,12 @@ def parse(name: str) -> str | None:
 
 
 def find(serial: str | None) -> Adb:
-    """The device with this serial number, or the only one that can be used.
+    """The device with this serial number, or $ANDROID_SERIAL's, or the only one that can be used.
 
     Raises:
         DeviceError: adb is missing, or there is not one such device.
     """
+    serial = serial or os.environ.get("ANDROID_SERIAL") or None
     known = attached()
     usable = [each for each in known if each.state == "device"]
     wanted = usable if serial is None else [each for each in usable if each.serial == serial]

@@ -12,11 +12,14 @@ How it measures. Every pair of a model and a thread count is a *cell*.
 2. Rounds of short runs follow, each a process of its own. In every round each cell runs once, in
    an order shuffled anew by the seed: drift and disturbances hit all models alike.
 
-A sample is one timed invoke, in the whole microseconds that the program counts. It prints no list
-of them, whatever its options, only statistics; but of two invokes it prints each, as `first` and
-`curr`, so every process times two (one, at the end of an odd number). Before them it invokes the
-model untimed for at least WARMUP_S. Building the interpreter and the first invoke of all are timed
-in each of these processes as well, and given as the medians over them.
+A sample is one invoke, in the whole microseconds that the program counts. It prints no list of
+them, whatever its options, only statistics; but three invokes are known from the first, the last,
+the extremes and the mean of them, which it prints (`first`, `curr`, `min`, `max`, `avg`), so every
+process times three. Before them it invokes the model untimed for at least WARMUP_S, and then
+prints, while caches cool and threads go to sleep: the first of the three brings them back, as the
+runner's untimed invoke does, and the other two are the samples. Building the interpreter and the
+first invoke of all are timed in each of these processes as well, and given as the medians over
+them.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ TIMER_RESOLUTION_NS = NS_PER_US
 BYTES_PER_MB = 2**20  # it divides the kernel's kibibytes by 1024
 # The program's own default: long enough for a governor to raise the clock.
 WARMUP_S = 0.5
-TIMED_PER_PROCESS = 2
+SAMPLES_PER_PROCESS = 2
+# The mean is printed with six digits: three times half of the last of them, and rounding.
+MEAN_IS_OFF_BY = 1.5e-5
 # A device counts as cooled down when it is this close to its temperature before the run.
 COOLED_WITHIN_C = 2.0
 COOLING_PAUSE_S = 2.0
@@ -93,8 +98,7 @@ class Output:
     Attributes:
         init_us: Building the interpreter, its delegates and tensors.
         first_invoke_us: The first invoke, untimed by all else.
-        samples_us: The timed invokes: all of them if there were one or two, else the first and
-            the last.
+        samples_us: Of two or three timed invokes those after the first; none of more.
         peak_rss_bytes: Peak resident set of the process, if the run was asked for it.
         added_rss_bytes: How far that peak rose from the start of the program on, if it tells.
         profile: name, kind, mean_ms, share and calls of each operation, in the order they run.
@@ -119,7 +123,7 @@ def parse(text: str) -> Output:
     Example:
         >>> output = parse('''INFO: Initialized session in 5.432ms.
         ... INFO: count=3 first=2500 curr=1700 min=1700 max=2500 avg=2000 std=356
-        ... INFO: count=2 first=1650 curr=1640 min=1640 max=1650 avg=1645 std=5''')
+        ... INFO: count=3 first=1700 curr=1640 min=1640 max=1700 avg=1663.33 std=27''')
         >>> output.init_us, output.first_invoke_us, output.samples_us
         (5432.0, 2500, (1650, 1640))
     """
@@ -133,12 +137,11 @@ def parse(text: str) -> Output:
             "and of the timed invokes"
         )
     warmup, regular = timed
-    samples = (regular.first, regular.last) if regular.count > 1 else (regular.last,)
     unknown = UNKNOWN_FLAGS.search(text)
     return Output(
         init_us=float(initialized[1]) * US_PER_MS,
         first_invoke_us=warmup.first,
-        samples_us=samples,
+        samples_us=regular.after_the_first(),
         peak_rss_bytes=_bytes(PEAK_MB.search(text)),
         added_rss_bytes=_bytes(ADDED_MB.search(text)),
         profile=_profile(text.partition(PROFILE)[2]),
@@ -151,7 +154,26 @@ class _Statistics:
     count: int
     first: int
     last: int
+    least: int
+    most: int
     mean: float
+
+    def after_the_first(self) -> tuple[int, ...]:
+        """All values but the first, of two or three."""
+        if self.count == 2:
+            return (self.last,)
+        if self.count != 3:
+            return ()
+        by_mean = round(3 * self.mean) - self.first - self.last
+        if self.least < min(self.first, self.last):
+            second = self.least
+        elif self.most > max(self.first, self.last):
+            second = self.most
+        else:
+            second = min(max(by_mean, self.least), self.most)
+        if abs(second - by_mean) > 1 + MEAN_IS_OFF_BY * self.mean:
+            raise ValueError(f"no second value makes the mean of three {self.mean:g}")
+        return (second, self.last)
 
 
 def _statistics(found: re.Match[str]) -> _Statistics:
@@ -163,7 +185,7 @@ def _statistics(found: re.Match[str]) -> _Statistics:
     least, most = map(int, extremes)
     if count < 1 or not all(least <= each <= most for each in (first, last)):
         raise ValueError(f"its statistics contradict themselves: {found[0].strip()}")
-    return _Statistics(count, first, last, mean)
+    return _Statistics(count, first, last, least, most, mean)
 
 
 def _bytes(found: re.Match[str] | None) -> int | None:
@@ -238,7 +260,7 @@ def measure(shell: Shell, request: Request) -> dict[str, Any]:
     program = _Program(shell, request, names)
     before = conditions(shell, request.timeout_s)
     cells = [(model, threads) for model in request.models for threads in request.threads]
-    processes = -(-request.runs // TIMED_PER_PROCESS)
+    processes = -(-request.runs // SAMPLES_PER_PROCESS)
     steps = _Steps(request, len(cells) * (2 + processes))
     footprints, profiles = [], []
     for model, threads in cells:
@@ -254,10 +276,9 @@ def measure(shell: Shell, request: Request) -> dict[str, Any]:
     for number in range(processes):
         cooling.wait(steps)
         shuffle(order)
-        left = request.runs - number * TIMED_PER_PROCESS
+        samples = min(SAMPLES_PER_PROCESS, request.runs - number * SAMPLES_PER_PROCESS)
         for index in order:
-            runs = min(TIMED_PER_PROCESS, left)
-            outputs[index].append(program.run(*cells[index], runs=runs, warmup_s=WARMUP_S))
+            outputs[index].append(program.sample(*cells[index], samples))
             steps.done(f"round {number + 1} of {processes}")
     return {
         "environment": {
@@ -320,6 +341,22 @@ class _Program:
         self.names = names
         self.name = names[request.benchmark_binary]
 
+    def sample(self, model: str, threads: int, samples: int) -> Output:
+        """Run `model` for this many samples, in a process of its own."""
+        output = self.run(model, threads, runs=1 + samples, warmup_s=WARMUP_S)
+        what = self._what(model, threads)
+        if len(output.samples_us) != samples:
+            raise DeviceError(f"{what} timed other than {1 + samples} invokes.")
+        if min(output.samples_us) == 0:
+            raise DeviceError(
+                f"{what} invoked it in less than the microsecond that it counts in. Measure a "
+                "model that contains this one several times over."
+            )
+        return output
+
+    def _what(self, model: str, threads: int) -> str:
+        return f"{self.shell.name}: benchmark_model on {model} with {threads} threads"
+
     def run(
         self, model: str, threads: int, *switches: str, runs: int = 1, warmup_s: float = 0.0
     ) -> Output:
@@ -332,13 +369,13 @@ class _Program:
             answer_bytes=OUTPUT_BYTES,
         )
         text = answer.stdout.replace(self.names[model], model)
-        what = f"{self.shell.name}: benchmark_model on {model} with {threads} threads"
+        what = self._what(model, threads)
         printed = quoted(map(printable, text.splitlines()[-LINES_KEPT:]))
         if answer.status:
             raise DeviceError(f"{what} {_end(answer.status)}.{printed}")
         try:
             output = parse(text)
-            self._require_asked(output, runs)
+            self._require_known(output.unknown_flags)
         except ValueError as error:
             raise DeviceError(f"{what} printed what makes no sense: {error}.{printed}") from None
         return output
@@ -365,18 +402,12 @@ class _Program:
         return f"""cd {self.shell.folder} && chmod 700 {self.name} || exit
 {shlex.join(command)} </dev/null 2>&1"""
 
-    def _require_asked(self, output: Output, runs: int) -> None:
-        if len(output.samples_us) != min(runs, TIMED_PER_PROCESS):
-            raise ValueError(f"it timed {len(output.samples_us)} of {runs} invokes")
-        if min(output.samples_us) == 0:
+    def _require_known(self, unknown_flags: Sequence[str]) -> None:
+        """See that the program did not ignore what the figures are said to be measured with."""
+        names = [each.lstrip("-").partition("=")[0] for each in unknown_flags]
+        if "num_threads" in names or ("use_xnnpack" in names and not self.request.xnnpack):
             raise ValueError(
-                "an invoke took less than the microsecond that it counts in; measure a model that "
-                "contains this one several times over"
-            )
-        ignored = [each.lstrip("-").partition("=")[0] for each in output.unknown_flags]
-        if "num_threads" in ignored or ("use_xnnpack" in ignored and not self.request.xnnpack):
-            raise ValueError(
-                f"it does not know {' and '.join(output.unknown_flags)}. The program built from "
+                f"it does not know {' and '.join(unknown_flags)}. The program built from "
                 "//litert/tools:benchmark_model always runs XNNPACK; build //tflite/tools/"
                 "benchmark:benchmark_model to measure without"
             )
