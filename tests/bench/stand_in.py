@@ -8,6 +8,10 @@ import textwrap
 import time
 from pathlib import Path
 
+# Runs after which nothing may be left. Fifty take ten seconds; what one run in fifteen leaves is
+# seen as well.
+REPEATED = int(os.environ.get("KERAS_BN_REPEATED_RUNS", "15"))
+
 NUMPY = """
 __version__ = "1.0"
 class random:

@@ -19,14 +19,12 @@ from keras_bn.bench.devices.shell import BLOCK_BYTES
 from keras_bn.bench.request import Request
 from keras_bn.errors import DeviceError
 from tests.bench.sshd import reachable
-from tests.bench.stand_in import install_python, model, program, running
+from tests.bench.stand_in import REPEATED, install_python, model, program, running
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ssh") is None, reason="ssh is not installed: apt install openssh-client"
 )
 
-# Fifty take ten seconds of a quiet machine; what one run in fifteen leaves is seen as well.
-REPEATED = int(os.environ.get("KERAS_BN_REPEATED_RUNS", "15"))
 QUICK = {"device": "ssh://board", "runs": 3, "warmup": 1, "timeout_s": 30}
 
 
