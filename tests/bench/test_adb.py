@@ -3,30 +3,33 @@
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from keras_bn.__main__ import main
 from keras_bn.bench.devices import adb, benchmark_model
 from keras_bn.bench.devices.shell import BLOCK_BYTES
 from keras_bn.bench.request import Request
 from keras_bn.errors import DeviceError
-from tests.bench import benchmark_model as stand_in
+from tests.bench import benchmark_model as program
 from tests.bench.adbd import Device
+from tests.bench.stand_in import REPEATED, install_python
 from tests.bench.test_benchmark_model import OPERATIONS, elf_file
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("adb") is None, reason="adb is not installed: apt install adb"),
     pytest.mark.skipif(
-        platform.machine() not in stand_in.CODE or not Path("/proc/self/exe").exists(),
+        platform.machine() not in program.CODE or not Path("/proc/self/exe").exists(),
         reason="the stand-in for benchmark_model is a Linux program for x86-64 and AArch64",
     ),
 ]
@@ -86,14 +89,14 @@ def device(server, tmp_path):
 def binary(tmp_path_factory):
     """benchmark_model, built for the device."""
     folder = tmp_path_factory.mktemp("program")
-    script = stand_in.script(folder / "stand-in of benchmark_model")
-    return stand_in.program(folder / "benchmark_model", script, platform.machine())
+    script = program.script(folder / "stand-in of benchmark_model")
+    return program.program(folder / "benchmark_model", script, platform.machine())
 
 
 @pytest.fixture
 def model(tmp_path):
     def make(name="a.tflite", **behaviour):
-        return stand_in.model(tmp_path / name, **behaviour)
+        return program.model(tmp_path / name, **behaviour)
 
     return make
 
@@ -122,7 +125,7 @@ def runs(device):
 
 
 def cache(device):
-    return sorted(path.name for path in (device.tmp / "keras-bn").iterdir())
+    return sorted(path.name for path in device.tmp.glob("keras-bn/*"))
 
 
 # --- Measuring ---------------------------------------------------------------------------------
@@ -142,7 +145,7 @@ class Measured:
 @pytest.fixture(scope="module")
 def measured(server, binary, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
-    a = stand_in.model(
+    a = program.model(
         folder / "a.tflite",
         init_us=7654,
         first_us=31234,
@@ -150,7 +153,7 @@ def measured(server, binary, tmp_path_factory):
         added_kb=20480,
         operations=OPERATIONS,
     )
-    b = stand_in.model(folder / "b.tflite", latency_us=5000)
+    b = program.model(folder / "b.tflite", latency_us=5000)
     steps = []
     with phone(folder / "device") as device:
         connect(device)
@@ -182,7 +185,7 @@ def test_samples_are_those_of_every_round(measured):
     assert [(each["model"], each["threads"]) for each in measurements] == cells
     timed = [run for run in measured.runs if run["flags"]["warmup_min_secs"] != "0.0"]
     ran = [(run["flags"]["graph"], run["flags"]["num_threads"]) for run in timed]
-    # Three invokes are two processes; in each round every cell has one.
+    # Three samples are two processes; in each round every cell has one.
     assert len(ran) == 8
     assert len(set(ran[:4])) == len(set(ran[4:])) == 4
     assert ran[:4] != ran[4:]  # not always in the same order
@@ -192,7 +195,7 @@ def test_samples_are_those_of_every_round(measured):
             us * 1000
             for run, cell in zip(timed, ran, strict=True)
             if cell == (names[each["model"]], str(each["threads"]))
-            for us in run["timed"]
+            for us in run["timed"][1:]  # the first invoke brings caches and threads back
         ]
         assert each["samples_ns"] == expected
         assert len(expected) == 3
@@ -256,7 +259,7 @@ def test_the_program_is_told_what_was_asked(device, model, binary):
         assert flags["use_xnnpack"] == "false"
         assert flags["warmup_runs"] == "8"  # the first invoke of all, and seven
         assert flags["warmup_min_secs"] == "0.5"
-        assert (flags["num_runs"], flags["min_secs"]) == ("2", "0")
+        assert (flags["num_runs"], flags["min_secs"]) == ("3", "0")
         # What slows a run down is for runs of their own.
         assert not {"report_peak_memory_footprint", "enable_op_profiling"} & flags.keys()
         assert run["cpus"] == [0]
@@ -346,26 +349,9 @@ def test_a_second_run_sends_nothing(device, model, binary):
     assert len(cache(device)) == 2
 
 
-def test_a_python_on_the_device_runs_the_runner(device, model, tmp_path):
-    """As Termux has one; the interpreter is a stub, the runner is not."""
-    package = tmp_path / "site" / "ai_edge_litert"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("__version__ = '2.9'\n")
-    (package / "interpreter.py").write_text(
-        textwrap.dedent(
-            """
-            from enum import Enum
-            OpResolverType = Enum("OpResolverType", "AUTO BUILTIN_WITHOUT_DEFAULT_DELEGATES")
-            class Interpreter:
-                def __init__(self, **options): pass
-                def allocate_tensors(self): pass
-                def get_input_details(self): return []
-                def invoke(self): pass
-            """
-        )
-    )
-    run = f'#!/bin/sh\nPYTHONPATH={package.parent} exec {sys.executable} "$@"\n'
-    device.program("termux-python", run)
+def test_a_python_on_the_device_runs_the_runner(device, model):
+    """As Termux has one."""
+    install_python(device.folder, path="bin/termux-python")
     document = measure(device, [path := model()], None, python="termux-python", runs=3)
 
     [measured] = document["measurements"]
@@ -373,6 +359,18 @@ def test_a_python_on_the_device_runs_the_runner(device, model, tmp_path):
     assert len(measured["samples_ns"]) == 3
     assert document["environment"]["interpreter"] == "ai_edge_litert 2.9"
     assert device.is_idle()
+
+
+def test_what_a_device_is(device):
+    found = adb.describe(f"adb:{device.serial}", None, timeout_s=20.0)
+    abi = ABI[platform.machine()]
+    assert (found.device, found.architecture) == (f"adb:{device.serial}", abi)
+    assert (found.board, found.cpu, found.cpus) == ("Maker Phone 7", "Fab FB8550", 8)
+    assert found.memory_bytes == 7654321 * 1024
+
+    install_python(device.folder, path="bin/termux-python")
+    found = adb.describe(f"adb:{device.serial}", "termux-python", timeout_s=20.0)
+    assert found.runtime.startswith("ai_edge_litert 2.9")
 
 
 # --- The device cannot be used -----------------------------------------------------------------
@@ -383,6 +381,15 @@ def test_the_only_device_needs_no_name(device, model, binary):
         (str(model()),), (1,), 1, 0, True, None, 0.0, 0, 30.0, None, None, str(binary)
     )
     assert len(adb.run("adb", request)["measurements"]) == 1
+
+
+def test_the_device_that_adb_itself_would_take(device, monkeypatch):
+    monkeypatch.setenv("ANDROID_SERIAL", device.serial)
+    assert adb.find(None).serial == device.serial
+    monkeypatch.setenv("ANDROID_SERIAL", "0123ABCD")
+    assert adb.find(device.serial).serial == device.serial
+    with pytest.raises(DeviceError, match="The Android device 0123ABCD is not there"):
+        adb.find(None)
 
 
 def test_no_device(server):
@@ -529,7 +536,7 @@ def test_a_program_for_another_architecture_is_not_sent(device, model, tmp_path)
 
 
 def test_a_program_for_linux_is_not_sent(device, model, tmp_path):
-    machine = stand_in.MACHINES[platform.machine()]
+    machine = program.MACHINES[platform.machine()]
     linux = elf_file(tmp_path / "bm", machine=machine, linker="/lib64/ld-linux-x86-64.so.2")
     with pytest.raises(DeviceError, match=r"built for Linux.* asks for /lib64/ld-linux-x86-64"):
         measure(device, [model()], linux)
@@ -690,7 +697,7 @@ def test_repeated_runs_leave_nothing_behind(device, model, binary):
     files, kept = open_files(), cache(device)
     here = {each.name for each in path.parent.iterdir()}
 
-    for _ in range(4):
+    for _ in range(REPEATED // 3):
         measure(device, [path], binary, runs=1)
 
     assert device.is_idle()
@@ -699,3 +706,75 @@ def test_repeated_runs_leave_nothing_behind(device, model, binary):
     # The device's own connection, in this process, is still the same one.
     assert open_files() == files
     assert {each.name for each in path.parent.iterdir()} == here
+
+
+# --- The command line --------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "android.md"
+
+
+@pytest.fixture
+def keras_bn(capfd, monkeypatch):
+    """The command, without the seconds that a process of its own takes to start."""
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which the command sets, and leaves set
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["keras-bn", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed, errors = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, printed, errors)
+
+    return run
+
+
+def test_the_commands_of_the_page_for_android(device, binary, tmp_path, keras_bn, monkeypatch):
+    """In the order in which a reader runs them."""
+    monkeypatch.chdir(tmp_path)
+    for name, us in (("float32", 3000), ("int8", 1000)):
+        program.model(tmp_path / f"{name}.tflite", latency_us=us, operations=OPERATIONS)
+    (tmp_path / "benchmark_model").write_bytes(binary.read_bytes())
+    commands = re.findall(r"^\$ (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len([each for each in commands if each.startswith("keras-bn bench")]) == 3
+    for command in commands:
+        # These models are none to the interpreter of this machine; fifty runs show no more.
+        client_name, *words = shlex.split(command.replace("--device host ", ""))
+        few = ("--runs", "2") if words[0] == "bench" else ()
+        run = keras_bn(*words, *few) if client_name == "keras-bn" else client(*words)
+        assert not run.returncode, f"{command}: {run.stderr}"
+        if words[0] == "devices":
+            assert device.serial in run.stdout
+
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [each["device"] for each in written["benchmarks"]] == ["adb"]
+    assert [each["kind"] for each in written["benchmarks"][0]["profile"]] == [
+        each[0] for each in OPERATIONS
+    ]
+    assert list(device.tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        ("SIGILL", 3, "was killed by SIGILL: it was built for a newer CPU"),
+        ("no program", 2, "is not a program for Android"),
+        ("no device", 3, "The Android device 0123ABCD is not there"),
+        ("no such kind", 2, "Expected adb, or adb:SERIAL"),
+    ],
+)
+def test_exit_codes(device, model, binary, keras_bn, fault, code, message):
+    path = model(fault=fault if fault == "SIGILL" else None)
+    name = {"no device": "adb:0123ABCD", "no such kind": "adb:-s x"}.get(
+        fault, f"adb:{device.serial}"
+    )
+    run = keras_bn(
+        *("bench", path, "--device", name, "--json", "--runs", "1"),
+        *("--benchmark-binary", path if fault == "no program" else binary),
+    )
+    assert run.returncode == code, run.stderr
+    assert message in " ".join(run.stderr.split())
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
