@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 import click
 
 from keras_bn.cli.terminal import Terminal, output_options
+
+if TYPE_CHECKING:
+    from keras_bn.bench.result import BenchmarkResult, MicrocontrollerResult
+
+TFLM = "tflm"
 
 
 def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int]:
@@ -13,6 +21,18 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str | Non
         return [int(part) for part in value.split(",")] if value else []
     except ValueError:
         raise click.BadParameter(f"expected numbers such as 1,2,4, received {value!r}") from None
+
+
+def percentage(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> float | None:
+    """ "5%" → 0.05."""
+    from keras_bn.bench.baseline import read_limit
+
+    try:
+        return None if value is None else read_limit(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(short_help="Measure latency and memory of .tflite files.")
@@ -24,7 +44,7 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str | Non
     default=("host",),
     show_default="host",
     metavar="DEVICE",
-    help="Where to measure: host, ssh://user@board, adb or adb:SERIAL. May be repeated.",
+    help="Where to measure: host, ssh://user@board, adb or adb:SERIAL; or tflm. May be repeated.",
 )
 @click.option(
     "--python", metavar="PATH", help="Python on the other devices, if the one found will not do."
@@ -57,6 +77,15 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str | Non
     help="Give up when nothing happened for so long.",
 )
 @click.option("-o", "--output", metavar="RESULTS.json", help="Keep the results, for a report.")
+@click.option("--save", metavar="BASELINE", help="Keep the results, to be measured against later.")
+@click.option("--against", metavar="BASELINE", help="Compare with what --save kept.")
+@click.option(
+    "--fail-if-slower",
+    "limit",
+    callback=percentage,
+    metavar="5%",
+    help="Exit 1 if a model is slower than the baseline by more, beyond doubt.",
+)
 @output_options
 def bench(
     models: tuple[str, ...],
@@ -71,6 +100,9 @@ def bench(
     cooldown: float,
     timeout: float,
     output: str | None,
+    save: str | None,
+    against: str | None,
+    limit: float | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -79,54 +111,98 @@ def bench(
     `keras-bn devices` tells what there is to measure on. Nothing is ever installed on a device;
     models are sent once and kept there for 30 days after they were last used.
 
+    The device tflm is the interpreter of TensorFlow Lite Micro on this machine: it tells whether
+    the files run there and in how much memory, and takes no time. Exit 1 if one does not run.
+
+    Against a baseline, "slower" is said where the whole 95 % interval of the ratio lies beyond the
+    limit, and only that fails. Where the interval holds the limit the result is inconclusive: exit
+    0, and the advice to raise --runs. Measurements on another CPU cannot be compared: exit 1. With
+    --save and --against, the baseline is kept as it was when the result falls short.
+
     \b
     Example:
       keras-bn bench float32.tflite int8.tflite --threads 1,2 -o results.json
       keras-bn bench int8.tflite --device host --device ssh://pi@raspberrypi.local
+      keras-bn bench int8.tflite --against baseline.json --fail-if-slower 5%
       keras-bn report results.json -o report.html
     """
+    if limit is not None and against is None:
+        raise click.UsageError("--fail-if-slower needs --against BASELINE")
+    measured_on = tuple(device for device in devices if device != TFLM)
+    if not measured_on and (against or save):
+        raise click.UsageError("a baseline holds latencies, and tflm has none")
     with Terminal(json=as_json, verbose=verbose) as terminal:
         from keras_bn.bench.api import benchmark, speedups
+        from keras_bn.bench.baseline import compared
+        from keras_bn.bench.micro import examine, require_package
         from keras_bn.cli.environment import versions
-        from keras_bn.cli.tables import benchmark_tables, warnings
-        from keras_bn.errors import DeviceError
+        from keras_bn.cli.tables import (
+            benchmark_tables,
+            change_tables,
+            microcontroller_tables,
+            warnings,
+        )
+        from keras_bn.errors import ComparisonError, DeviceError
         from keras_bn.files import require_writable
-        from keras_bn.report.results import document, save
+        from keras_bn.report import results as documents
 
-        if output:
-            require_writable(output)
-        failure = None
+        for path in filter(None, (output, save)):
+            require_writable(path)
+        before = None if against is None else documents.load(against)
+        if TFLM in devices:
+            require_package()
+        failures: list[DeviceError] = []
+        results: list[BenchmarkResult] = []
+        tried: list[MicrocontrollerResult] = []
         with terminal.bar("measure") as advance:
             try:
-                results = benchmark(
-                    models,
-                    device=devices,
-                    threads=threads,
-                    runs=runs,
-                    warmup=warmup,
-                    xnnpack=xnnpack,
-                    affinity=affinity or None,
-                    cooldown_s=cooldown,
-                    timeout_s=timeout,
-                    python=python,
-                    benchmark_binary=benchmark_binary,
-                    progress=advance,
-                )
+                if measured_on:
+                    results += benchmark(
+                        models,
+                        device=measured_on,
+                        threads=threads,
+                        runs=runs,
+                        warmup=warmup,
+                        xnnpack=xnnpack,
+                        affinity=affinity or None,
+                        cooldown_s=cooldown,
+                        timeout_s=timeout,
+                        python=python,
+                        benchmark_binary=benchmark_binary,
+                        progress=advance,
+                    )
             except DeviceError as error:
-                if not error.results:
-                    raise
-                failure, results = error, list(error.results)
+                failures.append(error)
+                results += error.results
+            try:
+                if TFLM in devices:
+                    tried += examine(models, timeout_s=timeout, progress=advance)
+            except DeviceError as error:
+                failures.append(error)
+        if failures and not results and not tried:
+            raise failures[0]
         gained = speedups(results)
-        written = document(
-            title=f"Latency on {', '.join(devices)}",
+        written = documents.document(
+            title=f"Latency on {', '.join(measured_on)}" if measured_on else "Microcontrollers",
             environment=versions(),
             benchmarks=results,
             speedups=gained,
+            microcontrollers=tried,
         )
         terminal.print(*benchmark_tables(results, gained), *warnings(results))
-        if output:
-            save(written, output)
-            terminal.print(f"wrote {output}")
+        terminal.print(*microcontroller_tables(tried))
+        slower: list[str] = []
+        if before is not None:
+            changes = compared(written["benchmarks"], before["benchmarks"], limit=limit or 0.0)
+            written["against"] = asdict(changes)
+            terminal.print(*change_tables(changes))
+            slower += changes.shortfalls if limit is not None else ()
+        for path in filter(None, (output, None if slower else save)):
+            documents.save(written, path)
+            terminal.print(f"wrote {path}")
         terminal.emit(written)
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
+        broken = [f"{each.model} does not run: {each.reason}" for each in tried if not each.runs]
+        if slower or broken:
+            raise ComparisonError("\n".join([*slower, *broken]))

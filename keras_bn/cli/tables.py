@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,13 @@ from keras_bn.report.quantities import (
     percent,
     scientific,
     size,
+    thousands,
 )
 
 if TYPE_CHECKING:
+    from keras_bn.bench.baseline import Changes
     from keras_bn.bench.devices import Device
-    from keras_bn.bench.result import BenchmarkResult, Speedup
+    from keras_bn.bench.result import BenchmarkResult, MicrocontrollerResult, Speedup
     from keras_bn.compare.result import Comparison
     from keras_bn.convert.result import Conversion
     from keras_bn.fold.result import FoldResult
@@ -137,6 +140,55 @@ def benchmark_tables(
         columns = ("", "threads", f"median {unit.name}, 95 % interval", "faster by", "peak memory")
         tables.append(table(f"Latency on {device}", *columns, rows=rows))
     return tables
+
+
+def microcontroller_tables(results: Sequence[MicrocontrollerResult]) -> list[Table]:
+    """What TensorFlow Lite Micro made of each file, and why it does not run some; no times."""
+    if not results:
+        return []
+    rows = []
+    for each in results:
+        steps = [output.max_steps for output in each.outputs if output.max_steps is not None]
+        rows.append(
+            (
+                Path(each.model).stem,
+                "yes" if each.runs else f"no: {each.stopped_by or 'see below'}",
+                size(each.size_bytes),
+                MISSING if each.arena_bytes is None else thousands(each.arena_bytes),
+                MISSING if each.max_abs_error is None else scientific(_named(each.max_abs_error)),
+                str(max(steps)) if steps else MISSING,
+                MISSING if each.snr_db is None else decibel(_named(each.snr_db)),
+            )
+        )
+    columns = ("", "runs", "flash", "arena bytes", "max error", "in steps", "SNR dB")
+    title = "TensorFlow Lite Micro on this machine, its outputs beside LiteRT's"
+    reasons = [(Path(each.model).stem, each.reason) for each in results if each.reason]
+    tables = [table(title, *columns, rows=rows)]
+    return tables + ([_text_table("Why not", "", "reason", rows=reasons)] if reasons else [])
+
+
+def _named(value: float) -> float | str:
+    """Infinities by name, as documents write them."""
+    return value if math.isfinite(value) else str(value)
+
+
+def change_tables(changes: Changes) -> list[Table]:
+    """Each measurement beside the baseline's, and what could not be compared."""
+    unit = TimeUnit(value for each in changes.changes for value in (each.before_ms, each.now_ms))
+    rows = []
+    for each in changes.changes:
+        told = (MISSING, MISSING)
+        if each.ratio is not None and each.ci95 is not None:
+            told = (factor(each.ratio), factor_interval(*each.ci95))
+        where = (each.name, each.device, str(each.threads))
+        rows.append((*where, unit(each.before_ms), unit(each.now_ms), *told, each.verdict))
+    limit = f", limit {percent(changes.limit)}" if changes.limit else ""
+    columns = ("", "device", "threads", f"before, {unit.name}", "now", "ratio", "95 %", "verdict")
+    tables = [table(f"Against the baseline{limit}", *columns, rows=rows)]
+    notes = [(each.name, note) for each in changes.changes for note in each.notes]
+    notes += [(words, "in the baseline, not measured now") for words in changes.missing]
+    notes += [(words, "not in the baseline") for words in changes.new]
+    return tables + ([_text_table("Notes", "", "", rows=notes)] if notes else [])
 
 
 def device_tables(devices: Sequence[Device]) -> list[Table]:
