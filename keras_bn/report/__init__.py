@@ -1,5 +1,7 @@
-"""Reports: result values → the results document → self-contained HTML, Markdown.
+"""Reports: result values → the results document → self-contained HTML, Markdown, CSV.
 
-`results` builds, checks and loads the document, `html` and `markdown` draw it. Both are drawn
-from the document alone, so that a report can be made again from its results.json.
+`results` builds, checks and loads the document, `html`, `markdown` and `csv` draw it, from the
+document alone, so that a report can be made again from its results.json. Between them stand
+tables (`converted`, `measured`, `microcontrollers`, `folding`), charts as geometry (`strips`,
+`planes`) and sentences (`summary`), which all formats share.
 """

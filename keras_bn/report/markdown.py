@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from keras_bn.report import quantities, schema, summary, tables
-from keras_bn.report.tables import Cell, Table
+from keras_bn.report import (
+    converted,
+    environment,
+    folding,
+    measured,
+    microcontrollers,
+    quantities,
+    schema,
+    summary,
+    texts,
+)
+from keras_bn.report.measured import Device
+from keras_bn.report.table import Table, words
 
 # Everything that CommonMark or GitHub's tables give a meaning inside a line.
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
@@ -28,38 +39,64 @@ def render_markdown(document: dict[str, Any]) -> str:
         # Nothing
     """
     schema.check(document)
-    return "\n\n".join(_blocks(document)) + "\n"
+    return "\n\n".join(_blocks(texts.shown(document))) + "\n"
 
 
 def _blocks(document: dict[str, Any]) -> Iterator[str]:
     yield f"# {_escape(document['title'])}"
-    yield _escape(", ".join([*_model(document["model"]), tables.moment(document["created"])]))
+    yield _escape(", ".join([*_model(document["model"]), environment.moment(document["created"])]))
     sentences = summary.sentences(document)
     if sentences:
         yield "\n".join(f"- {_escape(sentence)}" for sentence in sentences)
+    yield from _section("Converted models", [converted.overview(document)])
+    devices = measured.devices(document)
+    if devices:
+        yield "## Latency"
+    for device in devices:
+        yield from _device(device)
     yield from _section(
-        "Converted models",
-        tables.overview(document),
-        tables.outputs(document),
-        tables.operations(document),
+        "Microcontrollers",
+        [
+            microcontrollers.fits(document),
+            microcontrollers.reasons(document),
+            microcontrollers.outputs(document),
+        ],
     )
-    yield from _section(
-        "Latency", tables.speedups(document), tables.latency(document), tables.loading(document)
-    )
-    warnings = tables.warnings(document)
-    if warnings:
-        yield "### Warnings"
-        yield "\n".join(
-            f"- **{_escape(warning.about)}**: {_escape(' '.join(warning.texts))}"
-            for warning in warnings
+    fold = document["fold"]
+    if fold is not None:
+        yield from _section(
+            "Folding", [folding.gone(fold), folding.stayed(fold), folding.others(fold)]
         )
-    yield from _section("Folding", *tables.folding(document))
-    rows = [[Cell(key), Cell(value)] for key, value in document["environment"].items()]
-    for machine in tables.machines(document):
-        rows += [[Cell(f"{machine.device}: {key}"), Cell(value)] for key, value in machine.facts]
+    yield from _section(
+        "Quantization", [converted.quantization(document), converted.outputs(document)]
+    )
+    yield from _section("Operations", [converted.operations(document)])
+    rows = [words([name, value]) for name, value in document["environment"].items()]
+    rows += [words([name, value]) for name, value in microcontrollers.versions(document)]
+    for device in devices:
+        for facts in device.conditions:
+            rows += [words([f"{device.name}: {name}", value]) for name, value in facts]
     if rows:
         table = Table("Versions, machines, conditions", ["What", "Value"], rows, texts=2)
-        yield from _section("Environment", table)
+        yield from _section("Environment", [table])
+
+
+def _device(device: Device) -> Iterator[str]:
+    yield f"### {_escape(device.name)}"
+    if device.machine:
+        yield _escape(device.machine)
+    if device.warnings:
+        yield "Warnings:"
+        yield "\n".join(
+            f"- {_escape(doubt.text)} ({_escape(doubt.about)}"
+            + (
+                f"; the figures are those of {_escape(doubt.figures_of)})"
+                if doubt.figures_of
+                else ")"
+            )
+            for doubt in device.warnings
+        )
+    yield from _tables([device.speedups, device.latency, device.loading, device.kinds])
 
 
 def _model(model: dict[str, Any] | None) -> Iterator[str]:
@@ -76,13 +113,18 @@ def _model(model: dict[str, Any] | None) -> Iterator[str]:
         yield f"accuracy {quantities.percent(model['accuracy'])}"
 
 
-def _section(heading: str, *parts: Table | None) -> Iterator[str]:
-    known = [table for table in parts if table is not None]
-    if known:
+def _section(heading: str, tables: Iterable[Table | None]) -> Iterator[str]:
+    blocks = list(_tables(tables))
+    if blocks:
         yield f"## {heading}"
-    for table in known:
-        yield f"{_escape(table.caption)}:"
-        yield _table(table)
+    yield from blocks
+
+
+def _tables(tables: Iterable[Table | None]) -> Iterator[str]:
+    for table in tables:
+        if table is not None:
+            yield f"{_escape(table.caption)}:"
+            yield _table(table)
 
 
 def _table(table: Table) -> str:
@@ -90,7 +132,7 @@ def _table(table: Table) -> str:
     lines = [[_escape(column) for column in table.columns], sides]
     lines += [
         [_escape(cell.text) if index < table.texts else cell.text for index, cell in enumerate(row)]
-        for row in table.rows
+        for row in (*table.rows, *([table.total] if table.total else []))
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -8,22 +8,34 @@ view box.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
-from keras_bn.report import axes, quantities, selection
+from keras_bn.report import axes, frontier, quantities, selection, texts
 from keras_bn.report.axes import Tick
 
 # The view box. At this width the labels keep a readable size on a phone.
-WIDTH, HEIGHT = 420, 290
+WIDTH, HEIGHT = 380, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 42
 LABEL_HEIGHT = 15
-LABEL_LETTERS = 24
+LABEL_LETTERS = 22
 # Roughly the width of a letter at the labels' size: decides only on which side a label goes.
-LETTER_WIDTH = 6.5
+LETTER_WIDTH = 7.6
 DODGE = 6
+# A shape for each colour, around the origin, so that neither is needed to tell models apart.
+MARKERS = (
+    "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z",
+    "M-4.4 -4.4h8.8v8.8h-8.8z",
+    "M0 -5.6L5.6 4.4H-5.6z",
+    "M0 -6.2L6.2 0L0 6.2L-6.2 0z",
+    "M0 5.6L5.6 -4.4H-5.6z",
+    "M-1.9 -5.6h3.8v3.7h3.7v3.8h-3.7v3.7h-3.8v-3.7h-3.7v-3.8h3.7z",
+)
+# More thread counts than this are not all written along their axis.
+WRITTEN_COUNTS = 10
 
 
 @dataclass(frozen=True)
@@ -56,73 +68,83 @@ class Line:
 
 @dataclass(frozen=True)
 class Plane:
-    """A chart with two axes in view-box units; `reference` is a horizontal line with its name."""
+    """A chart with two axes in view-box units.
+
+    Attributes:
+        height: Of the view box: more labels take more.
+        frontier: SVG path along the points that no other is better than in both respects.
+        reference: A horizontal line with its name.
+        omitted: Models that have both figures, of which one is infinite.
+    """
 
     title: str
     x_title: str
     y_title: str
+    height: float
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     points: list[Point]
     lines: list[Line]
+    frontier: str
     reference: Tick | None
     omitted: list[str]
 
 
-def quality_planes(document: dict[str, Any]) -> list[Plane]:
-    """Accuracy, or SNR where accuracies are not known, against size and against latency.
+@dataclass(frozen=True)
+class Quantity:
+    """What is along one axis: (value, low, high) by the model's name."""
 
-    None for a single model, whose two figures need no chart.
+    name: str
+    title: str
+    values: dict[str, tuple[float, float, float]]
+    higher_is_better: bool = False
+    ceiling: float = math.inf
+    reference: float | None = None
+
+
+def frontier_planes(document: dict[str, Any]) -> list[Plane]:
+    """Quality against size, and against latency on each device; size against latency without it.
+
+    None for a single model, whose figures need no chart.
     """
     conversions = document["conversions"]
+    colour = selection.colours(document)
+    if not conversions:
+        return [
+            _plane(
+                f"Size against latency{where}",
+                latency,
+                _sizes({each["name"]: each["size_bytes"] for each in measured}),
+                colour,
+            )
+            for where, latency, measured in _latencies(document)
+            if len(latency.values) > 1
+        ]
     if len(conversions) < 2:
         return []
-    if all(each["accuracy"] is not None for each in conversions):
-        quality = {each["name"]: 100 * each["accuracy"] for each in conversions}
-        subject, y_title, ceiling = "Accuracy", "accuracy, %", 100.0
-        model = document["model"]
-        known = model is not None and model["accuracy"] is not None
-        reference = 100 * model["accuracy"] if known else None
-    else:
-        subject, y_title, ceiling, reference = "SNR", "SNR, dB", math.inf, None
-        quality = {
-            each["name"]: each["comparison"]["snr_db"]
-            for each in conversions
-            if each["comparison"] is not None
-        }
-    sizes: dict[str, tuple[float, ...]] = {
-        each["name"]: (each["size_bytes"],) * 3 for each in conversions
-    }
-    measured = selection.fewest_threads(document["benchmarks"])
-    latencies = {
-        each["name"]: (each["latency_ms"]["median"], *each["latency_ms"]["ci95"])
-        for each in measured
-    }
-    size_unit, per_byte = _size_unit(value for value, _, _ in sizes.values())
-    time_unit = quantities.TimeUnit(value for value, _, _ in latencies.values())
-    colour = selection.colours(document)
-    where = f", {measured[0]['device']}, {selection.threads(measured[0])}" if measured else ""
-    return [
-        _plane(f"{subject} against size", f"size, {size_unit}", y_title,
-               _scaled(sizes, per_byte), quality, ceiling, reference, colour),
-        _plane(f"{subject} against latency{where}", f"median latency, {time_unit.name}", y_title,
-               _scaled(latencies, time_unit.per_ms), quality, ceiling, reference, colour),
-    ]  # fmt: skip
+    known = frontier.quality(document)
+    quality = Quantity(
+        known.name,
+        known.axis,
+        {name: (value, value, value) for name, value in known.values.items()},
+        higher_is_better=True,
+        ceiling=known.ceiling,
+        reference=known.reference,
+    )
+    subject = known.name[0].upper() + known.name[1:]
+    sizes = _sizes({each["name"]: each["size_bytes"] for each in conversions})
+    drawn = [_plane(f"{subject} against size", sizes, quality, colour)]
+    for where, latency, _ in _latencies(document):
+        if latency.values.keys() & quality.values.keys():
+            drawn.append(_plane(f"{subject} against latency{where}", latency, quality, colour))
+    return drawn
 
 
-def thread_planes(document: dict[str, Any]) -> list[Plane]:
-    """Median latency over thread counts, for each device that was measured at several."""
-    planes = []
-    for device, benchmarks in selection.by_device(document["benchmarks"]):
-        counts = sorted({each["threads"] for each in benchmarks})
-        if len(counts) > 1:
-            planes.append(_thread_plane(device, counts, benchmarks, selection.colours(document)))
-    return planes
-
-
-def _thread_plane(
-    device: str, counts: list[int], benchmarks: list[dict[str, Any]], colour: dict[str, int]
-) -> Plane:
+def thread_plane(benchmarks: Sequence[dict[str, Any]], colour: dict[str, int]) -> Plane | None:
+    """Median latency over thread counts, on a device that was measured at several."""
+    counts = sorted({each["threads"] for each in benchmarks})
+    if len(counts) < 2:
+        return None
     latencies = [each["latency_ms"] for each in benchmarks]
     unit = quantities.TimeUnit(latency["median"] for latency in latencies)
     y_axis = axes.spanning(
@@ -131,9 +153,10 @@ def _thread_plane(
     )
     y_ticks = y_axis.ticks(5)
     names = dict.fromkeys(each["name"] for each in benchmarks)
+    height = _height(len(names))
     # Side by side, so that intervals at the same thread count stay apart.
     aside = {name: DODGE * (index - (len(names) - 1) / 2) for index, name in enumerate(names)}
-    room = max(len(_short(name)) for name in names) * LETTER_WIDTH + DODGE * len(names)
+    room = max(_width(_short(name)) for name in names) + DODGE * len(names)
     x_of = {
         threads: round(LEFT + (index + 0.5) / len(counts) * (WIDTH - LEFT - room), 1)
         for index, threads in enumerate(counts)
@@ -146,109 +169,175 @@ def _thread_plane(
         for each in group:
             latency = each["latency_ms"]
             values = (latency["median"], *latency["ci95"])
-            ys = [_y(y_axis(value * unit.per_ms)) for value in values]
+            ys = [_y(y_axis(value * unit.per_ms), height) for value in values]
             points.append((x_of[each["threads"]] + aside[name], ys[0], ys[1], ys[2]))
         lines.append(Line(name, _short(name), colour[name], points, label_x, points[-1][1]))
-    label_ys = _apart([line.label_y for line in lines])
+    label_ys = _apart([line.label_y for line in lines], height - BOTTOM)
+    step = -(-len(counts) // WRITTEN_COUNTS)
     return Plane(
-        title=f"Latency over threads, {device}",
+        title="Median latency over threads",
         x_title="threads",
         y_title=f"median latency, {unit.name}",
-        x_ticks=[Tick(x, str(threads)) for threads, x in x_of.items()],
-        y_ticks=axes.written(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
+        height=height,
+        x_ticks=[Tick(x_of[threads], str(threads)) for threads in counts[::step]],
+        y_ticks=axes.written(y_ticks, [_y(y_axis(tick), height) for tick in y_ticks]),
         points=[],
         lines=[
             replace(line, label_y=label_y) for line, label_y in zip(lines, label_ys, strict=True)
         ],
+        frontier="",
         reference=None,
         omitted=[],
     )
 
 
-def _plane(
-    title: str,
-    x_title: str,
-    y_title: str,
-    x_values: dict[str, tuple[float, ...]],
-    y_values: dict[str, float | str],
-    ceiling: float,
-    reference: float | None,
-    colour: dict[str, int],
-) -> Plane:
+def _latencies(document: dict[str, Any]) -> Iterable[tuple[str, Quantity, list[dict[str, Any]]]]:
+    """Where, the median latencies with the fewest threads, and the measurements they are of."""
+    for device, benchmarks in selection.by_device(document["benchmarks"]):
+        measured = selection.fewest_threads(benchmarks)
+        unit = quantities.TimeUnit(each["latency_ms"]["median"] for each in measured)
+        values = {}
+        for each in measured:
+            latency = each["latency_ms"]
+            value, low, high = (ms * unit.per_ms for ms in (latency["median"], *latency["ci95"]))
+            values[each["name"]] = (value, low, high)
+        where = f", {device}, {selection.threads(measured[0])}"
+        yield where, Quantity("latency", f"median latency, {unit.name}", values), measured
+
+
+def _sizes(sizes_bytes: dict[str, float]) -> Quantity:
+    unit, per_byte = _size_unit(sizes_bytes.values())
+    values = {name: (size * per_byte,) * 3 for name, size in sizes_bytes.items()}
+    return Quantity("size", f"size, {unit}", values)
+
+
+def _plane(title: str, x: Quantity, y: Quantity, colour: dict[str, int]) -> Plane:
     """A point for each model that both values of are known and finite."""
-    both = [name for name in y_values if name in x_values]
-    drawn = {name: float(y_values[name]) for name in both if not isinstance(y_values[name], str)}
+    both = [name for name in y.values if name in x.values]
+    drawn = [name for name in both if math.isfinite(y.values[name][0])]
     omitted = [name for name in both if name not in drawn]
+    height = _height(len(drawn))
     if not drawn:
-        return Plane(title, x_title, y_title, [], [], [], [], None, omitted)
+        return Plane(title, x.title, y.title, height, [], [], [], [], "", None, omitted)
     x_axis = axes.spanning(
-        (value for name in drawn for value in x_values[name]), may_be_logarithmic=True
+        (value for name in drawn for value in x.values[name]), may_be_logarithmic=True
     )
-    heights = [*drawn.values(), *([] if reference is None else [reference])]
-    y_axis = axes.spanning(heights, ceiling=ceiling)
+    heights = [y.values[name][0] for name in drawn]
+    y_axis = axes.spanning(
+        heights if y.reference is None else [*heights, y.reference],
+        ceiling=y.ceiling,
+        may_be_logarithmic=not y.higher_is_better,
+    )
     places = {
-        name: ([_x(x_axis(value)) for value in x_values[name]], _y(y_axis(y)))
-        for name, y in drawn.items()
+        name: (
+            [_x(x_axis(value)) for value in x.values[name]],
+            _y(y_axis(y.values[name][0]), height),
+        )
+        for name in drawn
     }
-    label_ys = _apart([y for _, y in places.values()])
+    x_ticks, y_ticks = x_axis.ticks(5), y_axis.ticks(5)
+    reads = {
+        name: f"{name}: {x.title} {x.values[name][0]:.4g}, {y.title} {y.values[name][0]:.4g}"
+        for name in drawn
+    }
+    reference = y.reference
+    return Plane(
+        title=title,
+        x_title=x.title,
+        y_title=y.title,
+        height=height,
+        x_ticks=axes.written(x_ticks, [_x(x_axis(tick)) for tick in x_ticks]),
+        y_ticks=axes.written(y_ticks, [_y(y_axis(tick), height) for tick in y_ticks]),
+        points=_points(places, reads, colour, height),
+        lines=[],
+        frontier=_frontier(places, y.higher_is_better, height),
+        reference=None if reference is None else Tick(_y(y_axis(reference), height), "Keras model"),
+        omitted=omitted,
+    )
+
+
+def _points(
+    places: dict[str, tuple[list[float], float]],
+    reads: dict[str, str],
+    colour: dict[str, int],
+    height: float,
+) -> list[Point]:
+    """A point at each place, its label on the side that has room for it."""
+    label_ys = _apart([y for _, y in places.values()], height - BOTTOM)
     points = []
     for (name, ((x, x_low, x_high), y)), label_y in zip(places.items(), label_ys, strict=True):
-        fits = max(x, x_high) + 10 + LETTER_WIDTH * len(_short(name)) < WIDTH
+        label = _short(name)
+        if x_high + 10 + _width(label) < WIDTH:
+            label_x, anchor = x_high + 9, "start"
+        elif x_low - 10 - _width(label) > 0:
+            label_x, anchor = x_low - 9, "end"
+        else:  # an interval across the chart: above it
+            label_x, label_y, anchor = WIDTH - RIGHT, label_y - LABEL_HEIGHT, "end"
         points.append(
             Point(
-                label=_short(name),
+                label=label,
                 colour=colour[name],
                 x=x,
                 y=y,
                 x_low=x_low,
                 x_high=x_high,
-                label_x=x_high + 9 if fits else x_low - 9,
+                label_x=label_x,
                 label_y=label_y,
-                anchor="start" if fits else "end",
-                reads=f"{name}: {x_title} {x_values[name][0]:.4g}, {y_title} {drawn[name]:.4g}",
+                anchor=anchor,
+                reads=reads[name],
             )
         )
-    x_ticks, y_ticks = x_axis.ticks(5), y_axis.ticks(5)
-    return Plane(
-        title=title,
-        x_title=x_title,
-        y_title=y_title,
-        x_ticks=axes.written(x_ticks, [_x(x_axis(tick)) for tick in x_ticks]),
-        y_ticks=axes.written(y_ticks, [_y(y_axis(tick)) for tick in y_ticks]),
-        points=points,
-        lines=[],
-        reference=None if reference is None else Tick(_y(y_axis(reference)), "Keras model"),
-        omitted=omitted,
-    )
+    return points
+
+
+def _frontier(
+    places: dict[str, tuple[list[float], float]], higher_is_better: bool, height: float
+) -> str:
+    """Steps along the points that no other is better than in both respects."""
+    worst, up = (height - BOTTOM, 1) if higher_is_better else (TOP, -1)
+    costs = {name: (xs[0], up * y) for name, (xs, y) in places.items()}
+    on = sorted(costs[name] for name in frontier.undominated(costs))
+    if len(places) < 2:
+        return ""
+    return f"M{on[0][0]} {worst}" + "".join(f"H{x}V{up * y}" for x, y in on) + f"H{WIDTH - RIGHT}"
 
 
 def _short(name: str) -> str:
-    """Long names lose their middle: what tells files apart is mostly at the end."""
-    if len(name) <= LABEL_LETTERS:
-        return name
-    start = LABEL_LETTERS // 3
-    return f"{name[:start]}…{name[start + 1 - LABEL_LETTERS :]}"
+    return texts.shortened(name, LABEL_LETTERS)
+
+
+def _width(label: str) -> float:
+    """Roughly; the letters of East Asia are twice as wide as Latin ones."""
+    return LETTER_WIDTH * sum(
+        2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in label
+    )
+
+
+def _height(labels: int) -> float:
+    return max(HEIGHT, TOP + BOTTOM + (labels + 1) * LABEL_HEIGHT)
 
 
 def _x(fraction: float) -> float:
     return round(LEFT + fraction * (WIDTH - LEFT - RIGHT), 1)
 
 
-def _y(fraction: float) -> float:
-    return round(HEIGHT - BOTTOM - fraction * (HEIGHT - TOP - BOTTOM), 1)
+def _y(fraction: float, height: float) -> float:
+    return round(height - BOTTOM - fraction * (height - TOP - BOTTOM), 1)
 
 
-def _apart(ys: Sequence[float]) -> list[float]:
-    """The heights `ys` of labels, moved down where they would overlap, in their own order."""
+def _apart(ys: Sequence[float], lowest: float) -> list[float]:
+    """The heights `ys` of labels, moved where they would overlap, in their own order.
+
+    Down first, and up again from `lowest`, which is a greater y: y points down.
+    """
     moved = list(ys)
     order = sorted(range(len(ys)), key=lambda index: ys[index])
     for above, below in pairwise(order):
         moved[below] = max(moved[below], moved[above] + LABEL_HEIGHT)
+    for index in reversed(order):
+        moved[index] = min(moved[index], lowest)
+        lowest = moved[index] - LABEL_HEIGHT
     return moved
-
-
-def _scaled(values: dict[str, tuple[float, ...]], factor: float) -> dict[str, tuple[float, ...]]:
-    return {name: tuple(value * factor for value in several) for name, several in values.items()}
 
 
 def _size_unit(sizes_bytes: Iterable[float]) -> tuple[str, float]:

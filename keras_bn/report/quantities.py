@@ -89,6 +89,11 @@ def decibel(snr_db: float | str) -> str:
     return f"{snr_db:.1f}".replace("-", MINUS)
 
 
+def cosine(similarity: float | str) -> str:
+    """Six decimals; MISSING where it has no finite value."""
+    return MISSING if isinstance(similarity, str) else f"{similarity:.6f}".replace("-", MINUS)
+
+
 def scientific(value: float | str) -> str:
     """An error's size: two digits and a power of ten where it is small.
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-# Colours in report.css; more models than that share them, and each is labelled anyway.
+# Colours in report.css, each with a shape of its own in charts; more models than that share them,
+# and each is labelled anyway.
 COLOURS = 6
 
 
 def colours(document: dict[str, Any]) -> dict[str, int]:
     """Every model's colour, the same in all charts and tables."""
-    names = [record["name"] for record in (*document["conversions"], *document["benchmarks"])]
+    parts = ("conversions", "benchmarks", "microcontrollers")
+    names = [record["name"] for part in parts for record in document[part]]
     return {name: index % COLOURS for index, name in enumerate(dict.fromkeys(names))}
 
 
@@ -21,12 +23,9 @@ def by_device(records: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, A
 
 
 def fewest_threads(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The measurements or speedups on the first device at its smallest thread count."""
-    if not records:
-        return []
-    _, first = by_device(records)[0]
-    fewest = min(each["threads"] for each in first)
-    return [each for each in first if each["threads"] == fewest]
+    """Those of one device's measurements, or speedups, that took the fewest threads."""
+    fewest = min((each["threads"] for each in records), default=0)
+    return [each for each in records if each["threads"] == fewest]
 
 
 def threads(record: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 from keras_bn.report import axes, quantities, selection
 from keras_bn.report.axes import Axis, Tick
 
+# Beyond so many dots a strip is one blot, and the page heavy.
+DOTS = 1000
 # Successive multiples of the golden ratio spread evenly without a pattern.
 GOLDEN = 0.6180339887498949
 
@@ -23,12 +25,14 @@ class StripRow:
     """One measurement: every sample as a dot, the median and its interval over them.
 
     Places are in per cent of the chart's width; `dots` is an SVG path in a 1000 × 100 box.
+    `omitted` counts the samples between these dots, if there are more than can be told apart.
     """
 
     name: str
     threads: str
     colour: int
     dots: str
+    omitted: int
     median: float
     low: float
     high: float
@@ -40,23 +44,17 @@ class StripRow:
 
 @dataclass(frozen=True)
 class Strips:
-    device: str
+    """One device's measurements on one axis."""
+
     unit: str
     logarithmic: bool
     ticks: list[Tick]
     rows: list[StripRow]
 
 
-def strips(document: dict[str, Any]) -> list[Strips]:
-    """Latency distributions, a chart for each device."""
-    colour = selection.colours(document)
-    return [
-        _strips(device, sorted(rows, key=lambda each: each["threads"]), colour)
-        for device, rows in selection.by_device(document["benchmarks"])
-    ]
-
-
-def _strips(device: str, benchmarks: list[dict[str, Any]], colour: dict[str, int]) -> Strips:
+def strips(benchmarks: Sequence[dict[str, Any]], colour: dict[str, int]) -> Strips:
+    """The latency distributions of one device, the fewest threads first."""
+    benchmarks = sorted(benchmarks, key=lambda each: each["threads"])
     latencies = [benchmark["latency_ms"] for benchmark in benchmarks]
     unit = quantities.TimeUnit(latency["median"] for latency in latencies)
     axis = axes.spanning(
@@ -74,6 +72,7 @@ def _strips(device: str, benchmarks: list[dict[str, Any]], colour: dict[str, int
             threads=selection.threads(benchmark),
             colour=colour[benchmark["name"]],
             dots=_dots(latency["samples"], axis),
+            omitted=max(0, len(latency["samples"]) - DOTS),
             median=at(latency["median"]),
             low=at(latency["ci95"][0]),
             high=at(latency["ci95"][1]),
@@ -87,7 +86,6 @@ def _strips(device: str, benchmarks: list[dict[str, Any]], colour: dict[str, int
     in_unit = Axis(axis.low * unit.per_ms, axis.high * unit.per_ms, axis.logarithmic)
     ticks = in_unit.ticks(5)
     return Strips(
-        device=device,
         unit=unit.name,
         logarithmic=axis.logarithmic,
         ticks=axes.written(ticks, [round(100 * in_unit(tick), 2) for tick in ticks]),
@@ -97,6 +95,9 @@ def _strips(device: str, benchmarks: list[dict[str, Any]], colour: dict[str, int
 
 def _dots(samples: Sequence[float], axis: Axis) -> str:
     """A path of dots, each a line of almost no length with round ends."""
+    if len(samples) > DOTS:  # evenly among the sorted ones: both ends and every quantile stay
+        ordered = sorted(samples)
+        samples = [ordered[index * (len(ordered) - 1) // (DOTS - 1)] for index in range(DOTS)]
     return "".join(
         f"M{1000 * axis(sample):.1f} {12 + 76 * (index * GOLDEN % 1):.0f}h.01"
         for index, sample in enumerate(samples)

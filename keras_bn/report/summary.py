@@ -18,7 +18,7 @@ SENTENCES = 4
 
 
 def sentences(document: dict[str, Any]) -> list[str]:
-    """What the results come to: the conversions, the fastest first, then folding."""
+    """What the results come to: the conversions, the fastest first, microcontrollers, folding."""
     conversions = document["conversions"]
     baseline = next((c for c in conversions if c["quantize"] == "none"), None)
     found: list[str] = []
@@ -27,15 +27,16 @@ def sentences(document: dict[str, Any]) -> list[str]:
         others.sort(key=lambda c: _rank(c, baseline, document), reverse=True)
         found = [_conversion(c, baseline, document) for c in others]
     if not found:
-        found = [
-            f"{_compared(s['name'], s['baseline_name'], None, s)}."
-            for s in selection.fewest_threads(document["speedups"])
-        ]
+        pairs = dict.fromkeys((s["name"], s["baseline_name"]) for s in document["speedups"])
+        found = [_pair(*pair, document) for pair in pairs]
     if not found:
         found = [f"{c['name']} takes {q.size(c['size_bytes'])}." for c in conversions]
     if not found:
-        found = [_alone(benchmark) for benchmark in document["benchmarks"]]
+        for _, benchmarks in selection.by_device(document["benchmarks"]):
+            found += [_alone(each) for each in selection.fewest_threads(benchmarks)]
     found = found[:SENTENCES]
+    if document["microcontrollers"]:
+        found.append(_microcontrollers(document["microcontrollers"]))
     if document["fold"] is not None:
         found.append(_fold(document["fold"]))
     return found
@@ -52,20 +53,39 @@ def words(conversion: dict[str, Any], document: dict[str, Any]) -> str:
 def _rank(
     conversion: dict[str, Any], baseline: dict[str, Any], document: dict[str, Any]
 ) -> tuple[float, float]:
-    speedup = _speedup(conversion["name"], baseline["name"], document)
-    return (0.0 if speedup is None else speedup["ratio"], -conversion["size_bytes"])
+    gained = _speedups(conversion["name"], baseline["name"], document)
+    return (gained[0]["ratio"] if gained else 0.0, -conversion["size_bytes"])
 
 
 def _conversion(
     conversion: dict[str, Any], baseline: dict[str, Any], document: dict[str, Any]
 ) -> str:
-    compared = _compared(
-        words(conversion, document),
-        words(baseline, document),
-        baseline["size_bytes"] / conversion["size_bytes"],
-        _speedup(conversion["name"], baseline["name"], document),
-    )
-    return f"{compared}{_quality(conversion, baseline)}."
+    smaller = baseline["size_bytes"] / conversion["size_bytes"]
+    names = words(conversion, document), words(baseline, document)
+    gained = _speedups(conversion["name"], baseline["name"], document)
+    quality = _quality(conversion, baseline)
+    if len(gained) > 1:
+        return f"{_compared(*names, smaller, None)}{quality}. {_everywhere(gained)}."
+    return f"{_compared(*names, smaller, gained[0] if gained else None)}{quality}."
+
+
+def _pair(name: str, baseline_name: str, document: dict[str, Any]) -> str:
+    gained = _speedups(name, baseline_name, document)
+    if len(gained) > 1:
+        return f"{name} against {baseline_name}: {_everywhere(gained)}."
+    return f"{_compared(name, baseline_name, None, gained[0])}."
+
+
+def _everywhere(speedups: list[dict[str, Any]]) -> str:
+    """ "With 1 thread it is 1.3× [1.2, 1.4] slower on host and 2.1× [2, 2.2] faster on adb:1"."""
+    counts = {selection.threads(each) for each in speedups}
+    found = []
+    for each in speedups:
+        speed = _speed(each["ratio"], *each["ci95"]) or "neither faster nor slower"
+        threads = f" with {selection.threads(each)}" if len(counts) > 1 else ""
+        found.append(f"{speed} on {each['device']}{threads}")
+    told = f"{', '.join(found[:-1])} and {found[-1]}"
+    return f"With {counts.pop()} it is {told}" if len(counts) == 1 else f"It is {told}"
 
 
 def _compared(
@@ -96,10 +116,14 @@ def _size(smaller: float) -> str | None:
 def _speed(ratio: float, low: float, high: float) -> str | None:
     """None where the interval reaches 1, so that neither can be said."""
     if low > 1 + SAME_SPEED:
-        return f"{q.factor(ratio)} {q.factor_interval(low, high)} faster"
+        return f"{q.factor(ratio)} {_unbroken(q.factor_interval(low, high))} faster"
     if high < 1 - SAME_SPEED:
-        return f"{q.factor(1 / ratio)} {q.factor_interval(1 / high, 1 / low)} slower"
+        return f"{q.factor(1 / ratio)} {_unbroken(q.factor_interval(1 / high, 1 / low))} slower"
     return None
+
+
+def _unbroken(interval: str) -> str:
+    return interval.replace(" ", "\u00a0")
 
 
 def _quality(conversion: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -121,15 +145,14 @@ def _quality(conversion: dict[str, Any], baseline: dict[str, Any]) -> str:
     return f", with {q.decibel(comparison['snr_db'])} dB between signal and error"
 
 
-def _speedup(name: str, baseline: str, document: dict[str, Any]) -> dict[str, Any] | None:
-    return next(
-        (
-            s
-            for s in selection.fewest_threads(document["speedups"])
-            if s["name"] == name and s["baseline_name"] == baseline
-        ),
-        None,
-    )
+def _speedups(name: str, baseline_name: str, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """This pair on every device that it was measured on, with the fewest threads there."""
+    return [
+        each
+        for _, speedups in selection.by_device(document["speedups"])
+        for each in selection.fewest_threads(speedups)
+        if (each["name"], each["baseline_name"]) == (name, baseline_name)
+    ]
 
 
 def _alone(benchmark: dict[str, Any]) -> str:
@@ -138,9 +161,26 @@ def _alone(benchmark: dict[str, Any]) -> str:
     low, high = latency["ci95"]
     return (
         f"{benchmark['name']} takes {unit(latency['median'])} {unit.name} "
-        f"[{unit(low)}, {unit(high)}] on {benchmark['device']} with "
+        f"{_unbroken(f'[{unit(low)}, {unit(high)}]')} on {benchmark['device']} with "
         f"{selection.threads(benchmark)}."
     )
+
+
+def _microcontrollers(tried: list[dict[str, Any]]) -> str:
+    running = [
+        each["name"]
+        + (f" ({q.size(each['arena_bytes'])} of RAM)" if each["arena_bytes"] is not None else "")
+        for each in tried
+        if each["runs"]
+    ]
+    stopped = [
+        each["name"] + (f" ({each['stopped_by']})" if each["stopped_by"] else "")
+        for each in tried
+        if not each["runs"]
+    ]
+    told = [f"runs {', '.join(running)}"] if running else []
+    told += [f"does not run {', '.join(stopped)}"] if stopped else []
+    return f"TensorFlow Lite Micro {' and '.join(told)}."
 
 
 def _fold(fold: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """A results document with everything in it, from the real dataclasses."""
 
+import math
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
@@ -8,7 +9,12 @@ import numpy as np
 
 from keras_bn.bench import stats
 from keras_bn.bench.api import speedups
-from keras_bn.bench.result import BenchmarkResult
+from keras_bn.bench.result import (
+    BenchmarkResult,
+    MicrocontrollerResult,
+    Operation,
+    OutputDeviation,
+)
 from keras_bn.compare.result import Comparison, OutputComparison
 from keras_bn.convert.result import Conversion
 from keras_bn.fold.result import FoldedLayer, FoldResult, KeptLayer
@@ -26,6 +32,28 @@ FOLD = FoldResult(
     ],
     kept=[KeptLayer("bn_3", "its input is read by add_2 too")],
     max_abs_error=3.4e-7,
+    others=[
+        FoldedLayer("rescaling", "conv_1", "backward into Conv2D"),
+        KeptLayer("norm (gamma)", "its output is read by add_1 too"),
+    ],
+)
+PROFILE = (Operation("conv", "CONV_2D", 1.5, 0.75, 1), Operation("probs", "SOFTMAX", 0.5, 0.25, 1))
+MICRO = MicrocontrollerResult(
+    str(INT8),
+    "cd" * 32,
+    27_800,
+    {"CONV_2D": 6},
+    runs=True,
+    arena_bytes=20_480,
+    outputs=(
+        OutputDeviation("probs", "int8", 0.0078, 2, 41.5),
+        OutputDeviation("features", "float32", 1e-7, None, math.inf),
+    ),
+    samples=8,
+    environment={"tflite-micro": "0.dev1", "ai-edge-litert": "2.3.0"},
+)
+REFUSED = MicrocontrollerResult(
+    str(FLOAT), "ef" * 32, 100_000, {"CUMSUM": 1}, runs=False, reason="Didn't find op for CUMSUM"
 )
 
 
@@ -87,3 +115,29 @@ def whole(**changes) -> dict:
         "speedups": speedups(measured),
     }
     return document(**arguments | changes)
+
+
+HOST, BOARD, PHONE = "host", "ssh://pi@board.local", "adb:1A051FDF6007CD"
+
+
+def three_devices(**changes) -> dict:
+    """The same two files on three devices, the slowest first, and on TensorFlow Lite Micro.
+
+    The phone tells no peak memory, and takes a profile.
+    """
+    measured = [
+        measurement(path, median / threads**0.7, threads, device, **fields)
+        for device, counts, slowness, fields in (
+            (BOARD, (1, 2, 4), 3.0, {"warnings": ("9 of 30 samples are outliers. Be quiet.",)}),
+            (HOST, (1, 2), 1.0, {}),
+            (PHONE, (1,), 0.5, {"profile": PROFILE, "peak_rss_bytes": None, "init_ms": None}),
+        )
+        for path, median in ((FLOAT, 4.0 * slowness), (INT8, 1.5 * slowness))
+        for threads in counts
+    ]
+    arguments = {
+        "benchmarks": measured,
+        "speedups": speedups(measured),
+        "microcontrollers": [MICRO, REFUSED],
+    }
+    return whole(**arguments | changes)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
 
 @dataclass
@@ -13,11 +13,14 @@ class Element:
     children: list = field(default_factory=list)
 
     def all(self, tag=None, **attributes):
-        """The elements below that have this tag and these attributes, in order."""
+        """The elements below that have this tag and these attributes, in order.
+
+        Names of attributes are written aria_label and, where Python has the word, class_.
+        """
         for child in self.children:
             if isinstance(child, Element):
                 if (tag is None or child.tag == tag) and all(
-                    child.attributes.get(name.rstrip("_")) == value
+                    child.attributes.get(name.rstrip("_").replace("_", "-")) == value
                     for name, value in attributes.items()
                 ):
                     yield child

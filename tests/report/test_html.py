@@ -1,5 +1,8 @@
 """The page: structure, sections, every sample, accessibility, and hostile names."""
 
+import base64
+import dataclasses
+import hashlib
 import itertools
 import json
 import re
@@ -9,13 +12,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_bn.bench.result import Operation, OutputDeviation
 from keras_bn.fold.result import FoldedLayer, FoldResult, KeptLayer
+from keras_bn.report import planes, strips, texts
 from keras_bn.report.html import render_html
+from keras_bn.report.quantities import MISSING
 from keras_bn.report.results import ModelSummary, document
-from tests.report.example import FLOAT, FOLD, INT8, conversion, measurement, whole
+from tests.report.example import (
+    BOARD,
+    FLOAT,
+    FOLD,
+    HOST,
+    INT8,
+    MICRO,
+    PHONE,
+    PROFILE,
+    REFUSED,
+    conversion,
+    measurement,
+    three_devices,
+    whole,
+)
 from tests.report.page import parse
 
-SECTIONS = ["models", "latency", "folding", "inside", "environment"]
+SECTIONS = [
+    "models",
+    "frontier",
+    "latency",
+    "device-1",
+    "folding",
+    "quantization",
+    "operations",
+    "environment",
+]
 
 
 def page(written):
@@ -24,6 +53,12 @@ def page(written):
 
 def sections(root):
     return [section.attributes["aria-labelledby"] for section in root.all("section")]
+
+
+def facts(element):
+    """What its lists of names and values tell."""
+    pairs = (pair for told in element.all("dl") for pair in told.all("div"))
+    return {pair.one("dt").text: pair.one("dd").text for pair in pairs}
 
 
 def cells(table):
@@ -36,11 +71,37 @@ def root():
     return page(whole())
 
 
+@pytest.fixture(scope="module")
+def three():
+    return page(three_devices())
+
+
 def test_it_is_one_file_that_needs_no_network():
     html = render_html(whole())
-    assert not re.search(r"https?:|//[a-z]|url\(|@import|\bsrc=|\bhref=|<link|<iframe", html)
+    fetching = r"https?:|(?<!:)//[a-z]|url\(|@import|\bsrc=|\bhref=\"[^#]|<link|<iframe|style=\""
+    assert not re.search(fetching, html)
     assert html.startswith('<!doctype html>\n<html lang="en">')
     assert '<meta charset="utf-8">' in html
+
+
+def test_its_policy_allows_its_own_style_and_script_alone(root):
+    """And stands before both, since it holds for what comes after it."""
+    policy = root.one("meta", http_equiv="Content-Security-Policy")
+    told = dict(part.strip().split(" ", 1) for part in policy.attributes["content"].split(";"))
+    assert told == {
+        "default-src": "'none'",
+        "style-src": hash_of(root.one("style")),
+        "script-src": hash_of(root.one("script")),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    head = list(root.one("head").all())
+    assert head.index(policy) < head.index(root.one("style"))
+
+
+def hash_of(element):
+    [text] = element.children
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def test_it_can_be_made_again_from_the_file_alone():
@@ -73,54 +134,78 @@ def test_ids_are_unique_and_references_hold(root):
                 "aria-labelledby" in e.attributes]  # fmt: skip
     assert len(labelled) >= 10
     assert set(labelled) <= set(ids)
+    links = [link.attributes["href"] for link in root.one("nav").all("a")]
+    assert len(links) == 7
+    assert {link.removeprefix("#") for link in links} <= set(ids)
 
 
-def test_tables_are_accessible(root):
-    tables = list(root.all("table"))
-    assert len(tables) == 8
+def test_tables_are_accessible(three):
+    tables = list(three.all("table"))
+    assert len(tables) == 1 + 3 * 3 + (1 + 2) + 3 + 3 + 2 + 1
     for table in tables:
         assert table.one("caption").text
         headings = list(table.one("thead").all("th"))
         assert all(heading.attributes["scope"] == "col" for heading in headings)
-        assert all(heading.one("button").text for heading in headings)
-        for row in table.one("tbody").all("tr"):
+        assert all(heading.text for heading in headings)
+        for row in (
+            row for part in ("tbody", "tfoot") for e in table.all(part) for row in e.all("tr")
+        ):
             assert row.one("th").attributes["scope"] == "row"
             assert len(list(row.all("td"))) + 1 == len(headings)
 
 
 def test_charts_have_names_and_headings_have_levels(root):
-    charts = list(root.all("svg"))
+    charts = list(root.all("svg", role="img"))
     assert len(charts) == 2 + 6 + 1  # quality, a strip for each measurement, threads
-    assert all(chart.attributes["role"] == "img" for chart in charts)
     assert all(chart.attributes["aria-label"] for chart in charts)
+    others = [chart for chart in root.all("svg") if chart not in charts]
+    axis = [each for area in root.all("div", class_="strip-axis") for each in area.all("svg")]
+    assert others
+    assert all("aria-hidden" in each.attributes for each in others if each not in axis)
     levels = [int(e.tag[1]) for e in root.all() if re.fullmatch("h[1-6]", e.tag)]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
-def test_all_sections_of_a_whole_document(root):
+def test_all_sections_of_a_whole_document(root, three):
     assert sections(root) == SECTIONS
     assert root.one("h1").text == "Digits"
     subtitle = root.one("p", class_="subtitle").text
     assert "digits.keras 14 730 parameters 22 layers 186 kB as .keras accuracy 97.8 %" in subtitle
     assert "04 March 2026, 05:06 UTC" in subtitle
-    assert "Not part of this report" not in root.one("footer").text
+    assert "Not part of this report" not in three.one("footer").text
 
 
 @pytest.mark.parametrize(
     "parts, present, absent",
     [
-        ({}, ["environment"], "the Keras model, folding, conversions, latency"),
-        ({"benchmarks": [measurement()]}, ["latency", "environment"], "Keras model, folding, conv"),
+        ({}, ["environment"], "the Keras model, folding, conversions, latency, microcontrollers"),
+        (
+            {"benchmarks": [measurement()]},
+            ["latency", "device-1", "environment"],
+            "Keras model, folding, conversions, microcontrollers",
+        ),
+        (
+            {"microcontrollers": [MICRO]},
+            ["microcontrollers", "environment"],
+            "conversions, latency",
+        ),
         (
             {"conversions": [conversion()], "fold": FoldResult(None, [], [], 0.0)},
-            ["models", "folding", "inside", "environment"],
+            ["models", "folding", "quantization", "operations", "environment"],
             "the Keras model, latency",
         ),
         ({"fold": FOLD}, ["folding", "environment"], "the Keras model, conversions, latency"),
         ({"model": ModelSummary("m")}, ["environment"], "folding, conversions, latency"),
     ],
-    ids=["nothing", "latency alone", "conversions alone", "folding alone", "model alone"],
+    ids=[
+        "nothing",
+        "latency alone",
+        "microcontrollers alone",
+        "conversions alone",
+        "folding alone",
+        "model alone",
+    ],
 )
 def test_only_what_is_there_is_drawn(parts, present, absent):
     root = page(document(title="Part", environment={}, **parts))
@@ -140,30 +225,62 @@ def test_every_sample_is_a_dot(root):
     assert drawn == [30] * 6
 
 
+def test_of_more_samples_than_can_be_told_apart_some_are_drawn():
+    many = measurement(runs=5000)
+    root = page(document(title="", environment={}, benchmarks=[many]))
+    dots = root.one("path", class_="dots").attributes["d"]
+    assert dots.count("M") == strips.DOTS
+    places = [float(x) for x in re.findall(r"M([\d.]+) ", dots)]
+    # The extremes are among them: the axis has 8 % of the span beside each.
+    assert min(places) == pytest.approx(1000 * 0.08 / 1.16, abs=0.1)
+    assert max(places) == pytest.approx(1000 * 1.08 / 1.16, abs=0.1)
+    assert "4 000 invokes between the dots are not drawn" in root.one("main").text
+
+
+def places(chart):
+    """Where the markers of a chart are."""
+    for marker in chart.all("path", class_="marker"):
+        x, y = re.match(r"translate\(([\d.]+) ([\d.]+)\)", marker.attributes["transform"]).groups()
+        yield float(x), float(y)
+
+
 def test_places_are_on_the_chart(root):
     for path in root.all("path", class_="dots"):
         xs = [float(x) for x in re.findall(r"M([\d.]+) ", path.attributes["d"])]
         assert 0 < min(xs) < max(xs) < 1000
-    for chart in root.all("svg", viewbox="0 0 420 290"):
-        for circle in chart.all("circle"):
-            assert 46 <= float(circle.attributes["cx"]) <= 406
-            assert 34 <= float(circle.attributes["cy"]) <= 248
+    charts = list(root.all("svg", viewbox=f"0 0 {planes.WIDTH} {planes.HEIGHT}"))
+    assert len(charts) == 3
+    for chart in charts:
+        for x, y in places(chart):
+            assert planes.LEFT <= x <= planes.WIDTH - planes.RIGHT
+            assert planes.TOP <= y <= planes.HEIGHT - planes.BOTTOM
 
 
 def test_better_is_higher_and_faster_is_further_left(root):
-    by_latency = next(c for c in root.all("svg") if "against latency" in c.attributes["aria-label"])
-    place = {
-        group.one("title").text.partition(":")[0]: group.one("circle").attributes
-        for group in by_latency.all("g")
-    }
-    assert float(place["net-int8"]["cx"]) < float(place["net-float32"]["cx"])
-    assert float(place["net-int8"]["cy"]) > float(place["net-float32"]["cy"])  # y points down
+    by_latency = next(
+        chart
+        for chart in root.all("svg", role="img")
+        if "against latency" in chart.attributes["aria-label"]
+    )
+    names = [group.one("title").text.partition(":")[0] for group in by_latency.all("g")]
+    place = dict(zip(names, places(by_latency), strict=True))
+    assert place["net-int8"][0] < place["net-float32"][0]
+    assert place["net-int8"][1] > place["net-float32"][1]  # y points down
 
 
 def test_figures_of_the_tables(root):
-    overview, speedups, latency, loading, folded, kept, outputs, operations = map(
-        cells, root.all("table")
-    )
+    (
+        overview,
+        speedups,
+        latency,
+        loading,
+        folded,
+        kept,
+        others,
+        quantization,
+        outputs,
+        operations,
+    ) = map(cells, root.all("table"))
     assert overview[1][:7] == [
         "net-int8",
         "int8",
@@ -181,12 +298,19 @@ def test_figures_of_the_tables(root):
         ["bn_2", "dense", "into the layer after"],
     ]
     assert kept == [["bn_3", "its input is read by add_2 too"]]
+    assert others == [
+        ["rescaling", "conv_1", "backward into Conv2D"],
+        ["norm (gamma)", "stays", "its output is read by add_1 too"],
+    ]
+    assert [(row[1], row[3]) for row in quantization] == [("none", MISSING), ("int8", "SOFTMAX")]
+    assert quantization[1][2].startswith("Weights and activations are 8-bit integers")
     assert outputs[1][1:] == ["probabilities", "0.031", "30.2", "0.998120", "98.8 %", "256"]
     assert operations == [
         ["CONV_2D", "6", "6"],
         ["SOFTMAX", "1", "1 (1 in float)"],
-        ["All", "7", "7"],
     ]
+    *_, last = root.all("tfoot")
+    assert last.text == "All 7 7"
 
 
 def test_figures_sort_by_value_and_not_by_text(root):
@@ -201,11 +325,27 @@ def test_an_exact_model_is_named_where_it_cannot_be_drawn():
     exact, close = conversion(snr_db=float("inf")), conversion(INT8, "int8")
     root = page(document(title="", environment={}, conversions=[exact, close]))
     assert "infinite or unknown: net-float32" in root.one("main").text
-    assert len(list(root.all("circle"))) == 1
+    assert [len(list(places(chart))) for chart in root.all("svg", role="img")] == [1]
 
     exact_too = conversion(INT8, "int8", snr_db=float("inf"))
     root = page(document(title="", environment={}, conversions=[exact, exact_too]))
     assert "No model has both figures." in root.one("main").text
+
+
+def test_infinite_snr_is_on_the_frontier_though_it_cannot_be_drawn():
+    exact = conversion(snr_db=float("inf"), size_bytes=90_000)
+    third = conversion("out/third.tflite", "dynamic", 100_000, snr_db=20.0)
+    converted = [exact, conversion(INT8, "int8", 27_800), third]
+    measured = [measurement(path) for path in (FLOAT, INT8, third.path)]
+    written = document(title="", environment={}, conversions=converted, benchmarks=measured)
+    sizes = {"net-float32": 90_000, "net-int8": 27_800, "third": 100_000}
+    for each in written["benchmarks"]:
+        each["size_bytes"] = sizes[each["name"]]
+    [note] = [e.text for e in page(written).all("p", class_="note") if "frontier of" in e.text]
+    assert note == (
+        "The frontier of size, SNR and latency on host, 1 thread: net-float32, net-int8. Matched "
+        "or beaten in all of these by one of them: third."
+    )
 
 
 def test_a_single_model_has_no_chart_of_its_quality():
@@ -218,48 +358,124 @@ def test_long_names_keep_their_end_in_charts():
     written = [conversion(long[0]), conversion(long[1], "int8")]
     root = page(document(title="", environment={}, conversions=written))
     labels = [text.text for text in root.all("text", class_="name")]
-    assert [len(label) for label in labels] == [24, 24]
+    assert [len(label) for label in labels] == [planes.LABEL_LETTERS] * 2
     assert [label.rpartition("_")[2] for label in labels] == ["float32", "int8"]
 
 
-def test_warnings_stand_with_what_they_are_about(root):
-    warned = [item.text for item in root.one("ul", class_="warnings").all("li")]
-    assert warned == [
-        f"net-int8, {threads} Too noisy. Be quiet."
-        for threads in ("1 thread", "2 threads", "4 threads")
-    ]
+def warned(root):
+    return [item.text for item in root.one("ul", class_="warnings").all("li")]
+
+
+def test_a_warning_is_told_once_with_all_that_it_is_about(root):
+    assert warned(root) == ["Too noisy. Be quiet. net-int8, 1 and 2 and 4 threads."]
+
     shared = [measurement(t, warnings=("Busy.",)) for t in (FLOAT, INT8)]
-    root = page(document(title="", environment={}, benchmarks=shared))
-    assert root.one("ul", class_="warnings").text == "All measurements Busy."
+    assert warned(page(document(title="", environment={}, benchmarks=shared))) == [
+        "Busy. All measurements."
+    ]
+    texts = ("3 of 30 are outliers.", "4.5 of 30 are outliers.", "30 are too few.")
+    alike = [measurement(FLOAT, threads=t, warnings=(text,)) for t, text in enumerate(texts, 1)]
+    assert warned(page(document(title="", environment={}, benchmarks=alike))) == [
+        "3 of 30 are outliers. net-float32, 1 and 2 threads. The figures are those of "
+        "net-float32, 1 thread.",
+        "30 are too few. net-float32, 3 threads.",
+    ]
     quiet = page(document(title="", environment={}, benchmarks=[measurement()]))
     assert "None: nothing made the figures doubtful." in quiet.one("main").text
 
 
 def test_environments_are_told_once_for_each_machine(root):
-    facts = {
-        row.one("dt").text: row.one("dd").text for row in root.all("div") if list(row.all("dt"))
-    }
-    assert facts["tensorflow"] == "2.21.0"
-    assert facts["before, temperature"] == "48.3 °C"
-    assert facts["memory"] == "4.00 GB"
-    assert facts["xnnpack"] == "yes"
-    assert "before, governor" not in facts  # unknown
+    told = facts(root)
+    assert told["tensorflow"] == "2.21.0"
+    assert told["temperature"] == "48.3 °C before"
+    assert told["memory"] == "4.00 GB"
+    assert told["xnnpack"] == "yes"
+    assert "governor" not in told  # unknown
     assert [h.text for h in root.all("h3") if "Measured on" in h.text] == ["Measured on host"]
 
 
-def test_several_devices_have_a_column_and_charts_of_their_own():
-    measured = [measurement(FLOAT, 4.0, 1, "host"), measurement(FLOAT, 9.0, 1, "ssh://pi")]
+def test_what_was_read_before_and_after_is_told_side_by_side():
+    told = {"before": {"temperature_c": 48.3, "governor": "x"}, "after": {"temperature_c": 61.0}}
+    told["after"]["governor"] = "x"
+    root = page(document(title="", environment={}, benchmarks=[measurement(environment=told)]))
+    assert facts(root) == {"temperature": "48.3 °C before, 61.0 °C after", "governor": "x"}
+
+
+def test_each_device_has_a_section_and_ratios_of_its_own(three):
+    devices = list(three.all("section", class_="device"))
+    assert [device.one("h3").text for device in devices] == [BOARD, HOST, PHONE]
+    assert all("Cortex-A72" in next(iter(device.all("p"))).text for device in devices)
+    for device, counts in zip(devices, ((1, 2, 4), (1, 2), (1,)), strict=True):
+        speedups, latency, loading, *profile = map(cells, device.all("table"))
+        assert [row[3] for row in speedups] == [str(count) for count in counts]
+        assert len(latency) == len(loading) == 2 * len(counts)
+        assert len(list(device.all("path", class_="dots"))) == 2 * len(counts)
+        assert len(list(device.all("figure", class_="plane"))) == (len(counts) > 1)
+        assert len(profile) == (3 if device is devices[-1] else 0)
+        missing = "No times of single operations came from this device." in device.text
+        assert missing == (not profile)
+    overview = next(iter(three.all("table")))
+    headings = [heading.text for heading in overview.one("thead").all("th")]
+    assert headings[-3:] == [f"{BOARD}, ms", f"{HOST}, ms", f"{PHONE}, ms"]
+    titles = [e.one("figcaption").text for e in three.all("figure", class_="plane")]
+    assert titles[1:4] == [
+        f"Accuracy against latency, {device}, 1 thread" for device in (BOARD, HOST, PHONE)
+    ]
+
+
+def test_a_profile_tells_kinds_and_operations():
+    twice = Operation("conv_b", "CONV_2D", 0.5, 0.2, 3)
+    measured = [
+        measurement(FLOAT, profile=(*PROFILE, twice)),
+        measurement(INT8, profile=PROFILE[:1]),
+        measurement(INT8, threads=2),
+    ]
     root = page(document(title="", environment={}, benchmarks=measured))
-    latency = next(iter(root.all("table")))
-    assert [heading.text for heading in latency.one("thead").all("th")][:3] == [
-        "Model",
-        "Device",
-        "Threads",
+    *_, kinds, float32, int8 = root.all("table")
+    assert [h.text for h in kinds.one("thead").all("th")] == [
+        "Kind of operation",
+        "net-float32, 1 thread",
+        "net-int8, 1 thread",
     ]
-    assert [f.one("figcaption").text for f in root.all("figure", class_="strips")] == [
-        "host, ms",
-        "ssh://pi, ms",
+    assert cells(kinds) == [["CONV_2D", "2.00", "1.50"], ["SOFTMAX", "0.50", MISSING]]
+    assert kinds.one("tfoot").text == "All 2.50 1.50"
+    # Bars are as long as the figures: 1.5 of 2.0, and none for what is missing.
+    bars = [rect.attributes["width"] for rect in kinds.all("rect")]
+    assert bars == ["100.0", "75.0", "25.0"]
+    assert cells(float32)[2] == ["conv_b", "CONV_2D", "3", "3", "0.50", "20.0 %"]
+    assert len(cells(int8)) == 1
+
+
+def test_microcontrollers_tell_what_runs_in_how_much(three):
+    section = three.one("section", aria_labelledby="microcontrollers")
+    fits, reasons, outputs = map(cells, section.all("table"))
+    assert fits == [
+        ["net-int8", "yes", "27.8 kB", "20.5 kB", "41.5", "0.0078", "6"],
+        ["net-float32", "no", "100 kB", MISSING, MISSING, MISSING, "1"],
     ]
+    assert reasons == [["net-float32", MISSING, "Didn't find op for CUMSUM"]]
+    assert outputs[1] == ["net-int8", "features", "float32", "1.0·10⁻⁷", MISSING, "∞", "8"]
+    assert facts(section) == {"tflite-micro": "0.dev1", "ai-edge-litert": "2.3.0"}
+
+
+def test_without_conversions_size_is_drawn_against_latency():
+    measured = [measurement(path, device=d) for path in (FLOAT, INT8) for d in (HOST, PHONE)]
+    root = page(document(title="", environment={}, benchmarks=measured))
+    titles = [e.one("figcaption").text for e in root.all("figure", class_="plane")]
+    assert titles == [f"Size against latency, {device}, 1 thread" for device in (HOST, PHONE)]
+
+
+def test_many_models_keep_their_labels_apart_and_inside():
+    paths = [Path(f"out/model_{index:02}.tflite") for index in range(30)]
+    converted = [conversion(path, "int8", 1000, snr_db=20.0) for path in paths]
+    root = page(document(title="", environment={}, conversions=converted))
+    [chart] = root.all("svg", role="img")
+    height = float(chart.attributes["viewbox"].split()[3])
+    ys = sorted(float(text.attributes["y"]) for text in chart.all("text", class_="name"))
+    assert len(ys) == 30
+    assert all(after - before >= planes.LABEL_HEIGHT for before, after in itertools.pairwise(ys))
+    assert ys[0] > 10
+    assert ys[-1] < height - planes.BOTTOM + 5
 
 
 # --- Names are data ----------------------------------------------------------------------------
@@ -268,13 +484,27 @@ HOSTILE = "<script>alert(1)</script>\"'><b>&amp;{{ 7*7 }}</title></svg>"
 
 
 def hostile(name: str):
+    """A document with `name` at every place that holds a text."""
     path = Path("out") / f"{name.replace('/', '_')}.tflite"
-    fold = FoldResult(None, [FoldedLayer(name, name, name)], [KeptLayer(name, name)], 0.0)
+    gone, stayed = FoldedLayer(name, name, name), KeptLayer(name, name)
+    fold = FoldResult(None, [gone], [stayed], 0.0, [gone, stayed])
     measured = [
         measurement(
-            path, 4.0 / t, t, name, warnings=(name,), inputs=(name,), environment={name: name}
+            path,
+            4.0 / t,
+            t,
+            name,
+            warnings=(name,),
+            inputs=(name,),
+            environment={name: name, "cpu": name, "before": {name: name}, "after": name},
+            profile=(Operation(name, name, 1.0, 1.0, 1),),
         )
         for t in (1, 2)
+    ]
+    output = OutputDeviation(name, name, 0.0, None, 1.0)
+    tried = [
+        dataclasses.replace(MICRO, model=str(path), outputs=(output,), environment={name: name}),
+        dataclasses.replace(REFUSED, model=str(path), reason=name, stopped_by=name),
     ]
     each = conversion(path, name)
     each.ops[name] += 1
@@ -285,14 +515,15 @@ def hostile(name: str):
         fold=fold,
         conversions=[each],
         benchmarks=measured,
+        microcontrollers=tried,
     )
 
 
 def test_markup_in_names_is_inert():
     plain, root = page(hostile("plain")), page(hostile(HOSTILE))
 
-    def shape(element):
-        return [child.tag for child in element.all()]
+    def shape(element):  # but for the places where a long name may be broken
+        return [child.tag for child in element.all() if child.tag != "wbr"]
 
     assert shape(root) == shape(plain)
     assert len(list(root.all("script"))) == 1
@@ -300,13 +531,37 @@ def test_markup_in_names_is_inert():
     assert "49" not in root.one("h1").text
 
 
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30))
+@given(NAMES.filter(lambda name: name != "none"))  # a quantization of that name is not explained
 def test_any_name_leaves_the_structure_alone(name):
     root = page(hostile(name))
-    assert sections(root) == SECTIONS
+    assert sections(root) == [
+        "models",
+        "latency",
+        "device-1",
+        "microcontrollers",
+        "folding",
+        "quantization",
+        "operations",
+        "environment",
+    ]
     assert len(list(root.all("script"))) == 1
-    assert len(list(root.all("table"))) == 7
+    assert len(list(root.all("table"))) == 15
+
+
+def test_what_texts_could_do_to_the_text_around_them_they_do_not():
+    evil = "net\u202egpj.exe\x00\x1b[31m\ud800\u2069"
+    written = hostile("plain")
+    written["benchmarks"][0]["name"] = written["benchmarks"][0]["device"] = evil
+    written["title"] = "x" * 10_000
+    html = render_html(written)
+    assert html.encode("utf-8")
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202a-\u202e\u2066-\u2069]", html)
+    assert r"net\u202egpj.exe\u0000\u001b[31m\ud800\u2069" in html
+    assert len(parse(html).one("h1").text) == texts.LONGEST
 
 
 def test_what_is_not_a_document_is_refused():

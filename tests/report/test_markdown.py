@@ -4,7 +4,7 @@ import pytest
 
 from keras_bn.report.markdown import render_markdown
 from keras_bn.report.results import document
-from tests.report.example import FOLD, measurement, whole
+from tests.report.example import FOLD, measurement, three_devices, whole
 from tests.report.test_html import HOSTILE, hostile
 
 
@@ -18,22 +18,38 @@ def test_all_sections():
         "# Digits",
         "## Converted models",
         "## Latency",
-        "### Warnings",
+        "### host",
         "## Folding",
+        "## Quantization",
+        "## Operations",
         "## Environment",
     ]
     assert "| net-int8 | int8 | 27.8\u202fkB | 3.60\u00d7 | 97.4\u202f% |" in text
     assert "- int8 is 3.60\u00d7 smaller and, on host with 1 thread, " in text
-    assert "- **net-int8, 1 thread**: Too noisy. Be quiet." in text
-    assert "| before, temperature | 48.3 °C |" not in text
-    assert "| host: before, temperature | 48.3 °C |" in text
+    assert "- Too noisy. Be quiet. (net-int8, 1 and 2 and 4 threads)" in text
+    assert "| host: temperature | 48.3 °C before |" in text
+    assert text.count("| All | 7 | 7 |") == 1
+
+
+def test_several_devices_and_microcontrollers():
+    text = render_markdown(three_devices())
+    assert [line for line in headings(text) if line.startswith("###")] == [
+        "### ssh://pi@board.local",
+        "### host",
+        "### adb:1A051FDF6007CD",
+    ]
+    board, phone = text.index("### ssh"), text.index("### adb")
+    assert board < text.index("| Model | Against |") < text.index("### host")
+    assert text.index("| Kind of operation |") > phone
+    assert "## Microcontrollers" in text
+    assert "| net-float32 | \u2013 | Didn't find op for CUMSUM |" in text
 
 
 @pytest.mark.parametrize(
     "parts, present",
     [
         ({}, []),
-        ({"benchmarks": [measurement()]}, ["## Latency", "## Environment"]),
+        ({"benchmarks": [measurement()]}, ["## Latency", "### host", "## Environment"]),
         ({"fold": FOLD}, ["## Folding"]),
     ],
     ids=["nothing", "latency", "folding"],
@@ -50,7 +66,7 @@ def unescaped(line, character):
 
 @pytest.mark.parametrize(
     "written",
-    [whole(), hostile(HOSTILE), hostile("a|b\nc")],
+    [three_devices(), hostile(HOSTILE), hostile("a|b\nc")],
     ids=["plain", "markup", "table marks"],
 )
 def test_every_row_has_the_columns_of_its_table(written):

@@ -56,11 +56,14 @@ def test_times_of_a_column_share_unit_and_decimals():
         "bench.result",
         "bench.stats",
         "report.axes",
+        "report.csv",
+        "report.frontier",
         "report.html",
         "report.markdown",
         "report.quantities",
         "report.results",
         "report.selection",
+        "report.texts",
     ],
 )
 def test_examples_in_docstrings_hold(module):

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from keras_bn.bench.result import MicrocontrollerResult, Operation, OutputDeviation
 from keras_bn.report.html import render_html
 from keras_bn.report.markdown import render_markdown
 from keras_bn.report.results import ModelSummary, document, load, save
@@ -15,6 +14,9 @@ from tests.report.example import (
     FLOAT,
     FOLD,
     INT8,
+    MICRO,
+    PROFILE,
+    REFUSED,
     conversion,
     measurement,
     whole,
@@ -110,26 +112,6 @@ def test_infinite_figures_are_written_by_name():
 def test_wrong_values_are_refused_when_it_is_built(changes, words):
     with pytest.raises(ValueError, match=words):
         whole(**changes)
-
-
-PROFILE = (Operation("conv", "CONV_2D", 1.5, 0.75, 1), Operation("probs", "SOFTMAX", 0.5, 0.25, 1))
-MICRO = MicrocontrollerResult(
-    str(INT8),
-    "cd" * 32,
-    27_800,
-    {"CONV_2D": 6},
-    runs=True,
-    arena_bytes=20_480,
-    outputs=(
-        OutputDeviation("probs", "int8", 0.0078, 2, 41.5),
-        OutputDeviation("features", "float32", 1e-7, None, math.inf),
-    ),
-    samples=8,
-    environment={"tflite-micro": "0.dev1", "ai-edge-litert": "2.3.0"},
-)
-REFUSED = MicrocontrollerResult(
-    str(FLOAT), "ef" * 32, 100_000, {"CUMSUM": 1}, runs=False, reason="Didn't find op for CUMSUM"
-)
 
 
 def test_what_a_microcontrollers_interpreter_did_is_written():

@@ -1,12 +1,14 @@
 """The sentences on top say what the figures say, and no more."""
 
+import dataclasses
+
 import pytest
 
 from keras_bn.bench.result import Speedup
 from keras_bn.fold.result import FoldedLayer, FoldResult, KeptLayer
 from keras_bn.report.results import document
 from keras_bn.report.summary import sentences
-from tests.report.example import FLOAT, FOLD, INT8, conversion, measurement
+from tests.report.example import FLOAT, FOLD, INT8, MICRO, REFUSED, conversion, measurement
 
 
 def summary(**parts):
@@ -18,8 +20,8 @@ def pair(size=27_800, **compared):
     return [c.__class__(**{**vars(c), "fold": None}) for c in pair]
 
 
-def speedup(ratio, low, high, threads=1):
-    return Speedup(str(INT8), str(FLOAT), "host", threads, ratio, (low, high))
+def speedup(ratio, low, high, threads=1, device="host"):
+    return Speedup(str(INT8), str(FLOAT), device, threads, ratio, (low, high))
 
 
 SMALLER = "int8 is 3.60\u00d7 smaller"
@@ -28,12 +30,12 @@ MEASURED = "on host with 1 thread"
 CASES = {
     "faster": (
         {"speedups": [speedup(1.4, 1.3, 1.5)], "accuracies": {FLOAT: 0.978, INT8: 0.978}},
-        f"{SMALLER} and, {MEASURED}, 1.40\u00d7 [1.30, 1.50] faster than float32, "
+        f"{SMALLER} and, {MEASURED}, 1.40\u00d7 [1.30,\u00a01.50] faster than float32, "
         "at the same accuracy (97.8\u202f%).",
     ),
     "slower, less accurate": (
         {"speedups": [speedup(0.5, 0.4, 0.8)], "accuracies": {FLOAT: 0.978, INT8: 0.9712}},
-        f"{SMALLER} and, {MEASURED}, 2.00\u00d7 [1.25, 2.50] slower than float32, "
+        f"{SMALLER} and, {MEASURED}, 2.00\u00d7 [1.25,\u00a02.50] slower than float32, "
         "at 0.7 points lower accuracy (97.1\u202f% against 97.8\u202f%).",
     ),
     "undecided, more accurate": (
@@ -64,7 +66,7 @@ CASES = {
             "conversions": pair(99_000, top1_agreement=None),
             "speedups": [speedup(1.4, 1.3, 1.5)],
         },
-        f"int8 is 1.40\u00d7 [1.30, 1.50] faster than float32 {MEASURED}, without a notable "
+        f"int8 is 1.40\u00d7 [1.30,\u00a01.50] faster than float32 {MEASURED}, without a notable "
         "difference in size, with 30.2 dB between signal and error.",
     ),
     "no difference": (
@@ -88,7 +90,44 @@ def test_speed_is_that_of_the_fewest_threads():
     [sentence] = summary(
         conversions=pair(), speedups=[speedup(3, 3, 3, threads=4), speedup(2, 2, 2, threads=1)]
     )
-    assert "2.00\u00d7 [2.00, 2.00] faster" in sentence
+    assert "2.00\u00d7 [2.00,\u00a02.00] faster" in sentence
+
+
+def test_each_device_tells_its_own_speed():
+    """Ratios between devices would compare machines, not models."""
+    elsewhere = [speedup(2.1, 2.0, 2.2, 4, "ssh://pi"), speedup(1.0, 0.9, 1.1, 1, "ssh://pi")]
+    slower = speedup(0.5, 0.4, 0.8, 2, "adb:1")
+    gained = [speedup(1.4, 1.3, 1.5), *elsewhere]
+    told = "1.40\u00d7 [1.30,\u00a01.50] faster on host"
+    assert summary(conversions=pair(top1_agreement=None), speedups=gained) == [
+        f"{SMALLER} than float32, with 30.2 dB between signal and error. With 1 thread it is "
+        f"{told} and neither faster nor slower on ssh://pi."
+    ]
+    assert summary(speedups=[*gained, slower]) == [
+        f"net-int8 against net-float32: It is {told} with 1 thread, neither faster nor slower on "
+        "ssh://pi with 1 thread and 2.00\u00d7 [1.25,\u00a02.50] slower on adb:1 with 2 threads."
+    ]
+
+
+def test_a_single_model_is_told_of_on_each_device():
+    measured = [measurement(device=device, threads=t) for device in "ab" for t in (1, 2)]
+    found = summary(benchmarks=measured)
+    assert [sentence.partition(" on ")[2] for sentence in found] == [
+        "a with 1 thread.",
+        "b with 1 thread.",
+    ]
+
+
+def test_microcontrollers():
+    runs = "TensorFlow Lite Micro runs net-int8 (20.5\u202fkB of RAM)"
+    stopped = dataclasses.replace(REFUSED, stopped_by="CUMSUM")
+    assert summary(microcontrollers=[MICRO]) == [f"{runs}."]
+    assert summary(microcontrollers=[MICRO, stopped]) == [
+        f"{runs} and does not run net-float32 (CUMSUM)."
+    ]
+    assert summary(microcontrollers=[REFUSED]) == [
+        "TensorFlow Lite Micro does not run net-float32."
+    ]
 
 
 def test_files_of_one_quantization_go_by_their_names():
@@ -103,7 +142,7 @@ def test_without_a_float_model_only_sizes_are_told():
 
 def test_measurements_alone():
     assert summary(speedups=[speedup(1.4, 1.3, 1.5)], benchmarks=[measurement()]) == [
-        "net-int8 is 1.40\u00d7 [1.30, 1.50] faster than net-float32 on host with 1 thread."
+        "net-int8 is 1.40\u00d7 [1.30,\u00a01.50] faster than net-float32 on host with 1 thread."
     ]
     [sentence] = summary(benchmarks=[measurement(median=4.0)])
     assert sentence.startswith("net-float32 takes 4.0")
