@@ -109,7 +109,11 @@ CASES = {
         2,
         "results.json",
     ),
-    "report-format": (["report", "{bad}/results.json", "-o", "{bad}/r.pdf"], 2, ".html or .md"),
+    "report-format": (
+        ["report", "{bad}/results.json", "-o", "{bad}/r.pdf"],
+        2,
+        ".html, .md or .csv",
+    ),
     "keep-unknown": (
         ["fold", "{good}", "-o", "{bad}/f.keras", "--keep", "nothing"],
         2,
