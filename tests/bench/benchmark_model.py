@@ -30,6 +30,7 @@ COMMON_FLAGS = {
 FLAGS = {
     "2019": COMMON_FLAGS | {"use_xnnpack", "enable_op_profiling"},
     "current": COMMON_FLAGS | {"use_xnnpack", "enable_op_profiling"},
+    "bare": COMMON_FLAGS | {"enable_op_profiling"},
     "litert": COMMON_FLAGS | {"use_cpu", "use_gpu", "use_profiler"},
 }
 
@@ -106,7 +107,8 @@ def main() -> int:
         say(2, "Benchmarking failed.")
         return 1
     behaviour = {
-        "version": "current",  # or "2019", without prefixes and percentiles, or "litert"
+        # Or "2019", without prefixes and percentiles, "litert", or "bare", without XNNPACK.
+        "version": "current",
         "init_us": 5432,
         "first_us": 20500,
         "latency_us": 1500,

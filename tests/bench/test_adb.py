@@ -272,9 +272,9 @@ def test_the_program_is_told_what_was_asked(device, model, binary):
     assert (environment["warmup"], environment["warmup_s"]) == (7, 0.5)
 
 
-@pytest.mark.parametrize("version", ["2019", "litert"])
+@pytest.mark.parametrize("version", ["2019", "litert", "bare"])
 def test_other_versions_of_the_program(device, model, binary, version):
-    document = measure(device, [model(version=version)], binary)
+    document = measure(device, [model(version=version)], binary, xnnpack=version != "bare")
 
     [measured] = document["measurements"]
     assert len(measured["samples_ns"]) == 2
@@ -549,6 +549,11 @@ def test_a_file_that_is_no_program_is_not_sent(device, model):
     assert device.received_bytes == 0
 
 
+def test_a_cpu_that_no_device_has(device, model, binary):
+    with pytest.raises(DeviceError, match="has no CPU 1000000000 to stay on"):
+        measure(device, [model()], binary, affinity=(0, 10**9))
+
+
 def test_a_device_that_is_not_android(device, model, binary):
     shutil.rmtree(device.folder / "properties")
     with pytest.raises(DeviceError, match="is not an Android device"):
@@ -572,7 +577,7 @@ def test_a_run_that_fails_is_told_in_the_devices_words(device, model, binary, fa
     with pytest.raises(DeviceError) as caught:
         measure(device, [bad := model("bad.tflite", fault=fault), model()], binary)
     told = str(caught.value)
-    assert f"{device.serial}: benchmark_model on {bad} with 1 threads" in told
+    assert f"{device.serial}: benchmark_model on {bad}, threads: 1" in told
     assert message in told
     said = "Op builtin_code out of range" if fault == "refused" else f"Graph: [{bad}]"
     assert said in told
@@ -596,15 +601,21 @@ def test_invokes_too_short_to_time(device, model, binary):
         measure(device, [model(latency_us=0, spread_us=0)], binary)
 
 
-def test_xnnpack_cannot_be_left_out_of_every_program(device, model, binary):
-    """LiteRT's other benchmark_model ignores the flag, and would measure XNNPACK."""
-    with pytest.raises(DeviceError, match=r"does not know .*--use_xnnpack=false") as caught:
-        measure(device, [model(version="litert")], binary, xnnpack=False)
-    assert "build //tflite/tools/benchmark:benchmark_model" in str(caught.value)
+@pytest.mark.parametrize(
+    ("version", "xnnpack", "message"),
+    [
+        ("litert", False, r"ran XNNPACK: .*Build //tflite/tools/benchmark:benchmark_model"),
+        ("bare", True, r"ran the built-in kernels: .*was built without XNNPACK"),
+    ],
+)
+def test_a_program_that_ignores_the_switch(device, model, binary, version, xnnpack, message):
+    """It would measure the other thing than what the results say."""
+    with pytest.raises(DeviceError, match=message):
+        measure(device, [model(version=version)], binary, xnnpack=xnnpack)
 
 
 def test_a_hang_is_given_up(device, model, binary):
-    with pytest.raises(DeviceError, match=r"silent for 3 s .*larger timeout_s.*hangs"):
+    with pytest.raises(DeviceError, match=r"silent for 3 s .*larger timeout_s.*a\.tflite hangs"):
         measure(device, [model(fault="hang", fault_at=2)], binary, timeout_s=3.0)
     assert device.is_idle()
 

@@ -5,8 +5,11 @@ import platform
 import re
 import struct
 import subprocess
+from dataclasses import asdict
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from keras_bn.bench.devices import elf
 from keras_bn.bench.devices.benchmark_model import parse
@@ -149,6 +152,39 @@ def test_what_is_not_its_output(text, message):
         parse(text)
 
 
+@pytest.fixture(scope="module")
+def whole(output_of):
+    return output_of("--enable_op_profiling=true", operations=OPERATIONS)[0]
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(st.data())
+def test_anything_is_understood_or_refused(whole, data):
+    """A part of the output is replaced, by anything or by another part of it."""
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, len(whole)))
+    other = st.integers(0, len(whole)).map(lambda at: whole[at : at + 80])
+    text = whole[:start] + data.draw(st.one_of(st.text(), other)) + whole[end:]
+    try:
+        output = parse(text)
+    except ValueError:
+        return
+    json.dumps(asdict(output), allow_nan=False)
+    assert output.init_us >= 0
+    assert all(0 <= each["share"] <= 1.01 for each in output.profile)
+
+
+def test_output_without_sense_is_refused_at_once():
+    """No form of it makes the search take more than its length."""
+    for text in ("[" * 10**6, "count=1 curr=" * 10**5, "Peak memory:" + " " * 10**6, "\n" * 10**6):
+        with pytest.raises(ValueError, match="does not say when"):
+            parse(text)
+        with pytest.raises(ValueError, match="lines of statistics"):
+            parse(f"Initialized session in 1ms.\n{text}")
+
+
 def profiled(output_of, edit):
     text, _ = output_of("--enable_op_profiling=true", operations=OPERATIONS)
     head, title, tables = text.partition("Operator-wise")
@@ -174,10 +210,12 @@ def test_tables_of_subgraphs_and_delegates_are_part_of_the_main_graph(output_of)
         (lambda tables: tables.replace("3 nodes observed", "4 nodes observed"), "of 4 operations"),
         (lambda tables: tables.replace("[avg ms]", "[median]").replace("[%]", "[p]"), "columns"),
         (lambda tables: re.sub("56.250%", "156.250%", tables), "sum to 100 %"),
-        (lambda tables: re.sub("56.250%", "fifty %", tables), "convert"),
+        (lambda tables: re.sub("56.250%", "fifty %", tables), "holds +fifty %"),
+        (lambda tables: re.sub("56.250%", "nan%", tables), "holds +nan%"),
+        (lambda tables: re.sub("\t +13\t", f"\t{'9' * 99}\t", tables), "holds .*99"),
         (lambda tables: re.sub(r"\t *13\t", "\t", tables), "of 3 operations"),
     ],
-    ids=["cut off", "a line lost", "columns", "shares", "no number", "a cell lost"],
+    ids=["cut off", "a line lost", "columns", "shares", "no number", "NaN", "vast", "a cell lost"],
 )
 def test_profiles_that_make_no_sense(output_of, edit, message):
     with pytest.raises(ValueError, match=message):

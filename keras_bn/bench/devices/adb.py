@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_bn.bench.child import follow, printable
-from keras_bn.bench.devices import benchmark_model, shell
+from keras_bn.bench.devices import android, benchmark_model, shell
 from keras_bn.bench.devices.description import Device
 from keras_bn.bench.request import Request
 from keras_bn.errors import DeviceError
@@ -134,7 +134,7 @@ def describe(name: str, python: str | None, *, timeout_s: float) -> Device:
         DeviceError: adb is missing, or there is no such device or it cannot be used.
     """
     device = find(parse(name))
-    facts = benchmark_model.facts(device, timeout_s)
+    facts = android.facts(device, timeout_s)
     abi = facts.pop("abis").partition(",")[0]
     try:
         runtime = str(shell.find_python(device, python, timeout_s=timeout_s))

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_bn.bench.child import LINES_KEPT, printable, quoted, signal_name
-from keras_bn.bench.devices import elf
+from keras_bn.bench.devices import android, elf
 from keras_bn.bench.devices import shell as shells
 from keras_bn.bench.devices.shell import Shell
 from keras_bn.bench.request import Request
@@ -54,8 +54,8 @@ MEAN_IS_OFF_BY = 1.5e-5
 # A device counts as cooled down when it is this close to its temperature before the run.
 COOLED_WITHIN_C = 2.0
 COOLING_PAUSE_S = 2.0
-# What a zone tells beyond these is a sensor that is switched off, or not a temperature.
-COLDEST_C, HOTTEST_C = -40.0, 150.0
+# In the run for the profile, which says nothing meanwhile.
+PROFILED_INVOKES = 20
 # Never the reason to end a run early: `timeout_s` is.
 NO_LIMIT_S = 10**6
 # A profile of ten thousand operations takes a third of it.
@@ -63,18 +63,20 @@ OUTPUT_BYTES = 8 * 2**20
 # Percentages of the profile have three decimals each.
 SHARES_SUM_TO_WITHIN = 0.01
 
+# CPU_SETSIZE of sched.h, in Android's libc as in others.
+CPUS_IN_A_MASK = 1024
 # Of the .bazelrc of LiteRT and TensorFlow: --config=android_...
 BAZEL_CONFIGS = {"arm64-v8a": "arm64", "armeabi-v7a": "arm"}
 
 # Bounded, so that whatever a device sends stays a finite number.
 COUNT = r"[0-9]{1,15}"
-NUMBER = r"[0-9.]{1,30}(?:e[+-]?[0-9]{1,2})?"
+NUMBER = r"[0-9.]{1,15}(?:e[+-]0[0-9])?"
 # "INFO: " before each line, and the source line in LiteRT's; neither in older versions.
 PREFIX = r"^(?:[A-Z]+: )?(?:\[[^\]\n]*\] )?"
 STATISTICS = (
     rf"count=(?P<count>{COUNT})(?: first=(?P<first>{COUNT}))? curr=(?P<last>{COUNT})"
     rf"(?:\(all same\)| min=(?P<least>{COUNT}) max=(?P<most>{COUNT}) avg=(?P<mean>{NUMBER}) "
-    rf"std={COUNT})?(?: p5={COUNT} median={COUNT} p95={COUNT})?\s*$"
+    rf"std={COUNT})?(?: p5={COUNT} median={COUNT} p95={COUNT})? *$"
 )
 TIMED = re.compile(PREFIX + STATISTICS, re.MULTILINE)
 INITIALIZED = re.compile(PREFIX + rf"Initialized session in ({NUMBER})ms\.", re.MULTILINE)
@@ -88,6 +90,8 @@ ADDED_MB = re.compile(
 )
 PROFILE = "Operator-wise Profiling Info for Regular Benchmark Runs:"
 PROFILED = re.compile(r"^Timings \(microseconds\): " + STATISTICS, re.MULTILINE)
+# Only the program that runs LiteRT's CompiledModel prints it.
+COMPILED_MODEL = "BENCHMARK RESULTS"
 PROFILE_COLUMNS = ("node type", "%", "times called", "Name")
 
 
@@ -103,6 +107,7 @@ class Output:
         added_rss_bytes: How far that peak rose from the start of the program on, if it tells.
         profile: name, kind, mean_ms, share and calls of each operation, in the order they run.
         unknown_flags: Those of its command line that this version of the program does not know.
+        is_compiled_model: Whether it is the program that runs LiteRT's CompiledModel.
     """
 
     init_us: float
@@ -112,6 +117,7 @@ class Output:
     added_rss_bytes: int | None
     profile: tuple[dict[str, Any], ...]
     unknown_flags: tuple[str, ...]
+    is_compiled_model: bool
 
 
 def parse(text: str) -> Output:
@@ -146,6 +152,7 @@ def parse(text: str) -> Output:
         added_rss_bytes=_bytes(ADDED_MB.search(text)),
         profile=_profile(text.partition(PROFILE)[2]),
         unknown_flags=tuple(unknown[1].split()) if unknown else (),
+        is_compiled_model=COMPILED_MODEL in text,
     )
 
 
@@ -220,7 +227,10 @@ def _profile(text: str) -> tuple[dict[str, Any], ...]:
     total_ms = _statistics(timings).mean / US_PER_MS
     operations: list[dict[str, Any]] = []
     for line in lines:
-        share = float(line[percent].strip().removesuffix("%")) / 100
+        cells = re.fullmatch(rf" *({NUMBER})%\t *({COUNT})", f"{line[percent]}\t{line[calls]}")
+        if cells is None:
+            raise ValueError(f"its profile of operations holds {line[percent]}, {line[calls]}")
+        share = float(cells[1]) / 100
         operations.append(
             {
                 "name": printable(line[name]),
@@ -228,7 +238,7 @@ def _profile(text: str) -> tuple[dict[str, Any], ...]:
                 # Finer than the column [avg ms], which is rounded for every single call.
                 "mean_ms": share * total_ms,
                 "share": share,
-                "calls": int(line[calls]),
+                "calls": int(cells[2]),
             }
         )
     if operations and abs(sum(each["share"] for each in operations) - 1) > SHARES_SUM_TO_WITHIN:
@@ -249,8 +259,10 @@ def measure(shell: Shell, request: Request) -> dict[str, Any]:
             printed what cannot be understood.
     """
     assert request.benchmark_binary is not None
-    device = facts(shell, request.timeout_s)
+    device = android.facts(shell, request.timeout_s)
     _require_runnable(request.benchmark_binary, device, shell.name)
+    if request.affinity and max(request.affinity) >= CPUS_IN_A_MASK:
+        raise DeviceError(f"{shell.name} has no CPU {max(request.affinity)} to stay on.")
     names = shells.upload(
         shell,
         [request.benchmark_binary, *request.models],
@@ -258,7 +270,7 @@ def measure(shell: Shell, request: Request) -> dict[str, Any]:
         progress=request.progress,
     )
     program = _Program(shell, request, names)
-    before = conditions(shell, request.timeout_s)
+    before = android.conditions(shell, request.timeout_s)
     cells = [(model, threads) for model in request.models for threads in request.threads]
     processes = -(-request.runs // SAMPLES_PER_PROCESS)
     steps = _Steps(request, len(cells) * (2 + processes))
@@ -266,7 +278,8 @@ def measure(shell: Shell, request: Request) -> dict[str, Any]:
     for model, threads in cells:
         footprints.append(program.run(model, threads, "report_peak_memory_footprint"))
         steps.done(f"loaded {model}")
-        profiles.append(program.run(model, threads, "enable_op_profiling", runs=request.runs))
+        invokes = min(request.runs, PROFILED_INVOKES)
+        profiles.append(program.run(model, threads, "enable_op_profiling", runs=invokes))
         steps.done(f"profiled {model}")
 
     cooling = _Cooling(shell, request, before["temperature_c"])
@@ -299,7 +312,7 @@ def measure(shell: Shell, request: Request) -> dict[str, Any]:
             "cooldown_limit_s": request.cooldown_s,
             "cooldown_waited_s": round(cooling.waited_s, 3),
             "before": before,
-            "after": conditions(shell, request.timeout_s),
+            "after": android.conditions(shell, request.timeout_s),
         },
         "models": [
             {"model": model, "sha256": names[model], "size_bytes": Path(model).stat().st_size}
@@ -325,6 +338,28 @@ def measure(shell: Shell, request: Request) -> dict[str, Any]:
             )
         ],
     }
+
+
+def _require_runnable(binary: str, device: Mapping[str, Any], name: str) -> None:
+    """See that `binary` is for this device, before it is sent there in vain.
+
+    Raises:
+        ValueError: it is not a program.
+        DeviceError: it is one for another device.
+    """
+    program = elf.read(binary)
+    abis = device["abis"].split(",")
+    if program.abi not in abis:
+        raise DeviceError(
+            f"{binary} is built for {program.abi}, and {name} runs {' and '.join(abis)}. Build "
+            f"benchmark_model with --config=android_{BAZEL_CONFIGS.get(abis[0], abis[0])}."
+        )
+    if program.linker is not None and not program.linker.startswith("/system/"):
+        raise DeviceError(
+            f"{binary} is built for Linux, not for Android: it asks for {program.linker}, which "
+            f"{name} does not have. Build benchmark_model with --config=android_"
+            f"{BAZEL_CONFIGS.get(abis[0], abis[0])}."
+        )
 
 
 class _Program:
@@ -355,7 +390,7 @@ class _Program:
         return output
 
     def _what(self, model: str, threads: int) -> str:
-        return f"{self.shell.name}: benchmark_model on {model} with {threads} threads"
+        return f"{self.shell.name}: benchmark_model on {model}, threads: {threads}"
 
     def run(
         self, model: str, threads: int, *switches: str, runs: int = 1, warmup_s: float = 0.0
@@ -365,19 +400,23 @@ class _Program:
             self.shell,
             self._script(model, threads, switches, runs, warmup_s),
             timeout_s=self.request.timeout_s,
-            silence_advice=self.request.silence_advice,
+            silence_advice=(
+                f"It says nothing during {1 + self.request.warmup} invokes in a row, and the "
+                f"profile's {PROFILED_INVOKES}: a model that needs longer than that for them needs "
+                f"a larger timeout_s; otherwise {model} hangs."
+            ),
             answer_bytes=OUTPUT_BYTES,
         )
-        text = answer.stdout.replace(self.names[model], model)
         what = self._what(model, threads)
-        printed = quoted(map(printable, text.splitlines()[-LINES_KEPT:]))
+        lines = answer.stdout.splitlines()[-LINES_KEPT:]
+        printed = quoted(printable(line.replace(self.names[model], model)) for line in lines)
         if answer.status:
             raise DeviceError(f"{what} {_end(answer.status)}.{printed}")
         try:
-            output = parse(text)
-            self._require_known(output.unknown_flags)
+            output = parse(answer.stdout)
         except ValueError as error:
             raise DeviceError(f"{what} printed what makes no sense: {error}.{printed}") from None
+        self._require_xnnpack_as_asked(output, what)
         return output
 
     def _script(
@@ -402,14 +441,19 @@ class _Program:
         return f"""cd {self.shell.folder} && chmod 700 {self.name} || exit
 {shlex.join(command)} </dev/null 2>&1"""
 
-    def _require_known(self, unknown_flags: Sequence[str]) -> None:
-        """See that the program did not ignore what the figures are said to be measured with."""
-        names = [each.lstrip("-").partition("=")[0] for each in unknown_flags]
-        if "num_threads" in names or ("use_xnnpack" in names and not self.request.xnnpack):
-            raise ValueError(
-                f"it does not know {' and '.join(unknown_flags)}. The program built from "
-                "//litert/tools:benchmark_model always runs XNNPACK; build //tflite/tools/"
-                "benchmark:benchmark_model to measure without"
+    def _require_xnnpack_as_asked(self, output: Output, what: str) -> None:
+        """See that the program did not ignore the switch."""
+        if not any(each.startswith("--use_xnnpack") for each in output.unknown_flags):
+            return
+        if output.is_compiled_model and not self.request.xnnpack:
+            raise DeviceError(
+                f"{what} ran XNNPACK: the program built from //litert/tools:benchmark_model always "
+                "does. Build //tflite/tools/benchmark:benchmark_model to measure without."
+            )
+        if self.request.xnnpack and not output.is_compiled_model:
+            raise DeviceError(
+                f"{what} ran the built-in kernels: this benchmark_model was built without XNNPACK. "
+                "Build it with, or ask for that (--no-xnnpack; xnnpack=False)."
             )
 
 
@@ -464,136 +508,10 @@ class _Cooling:
 
     def wait(self, steps: _Steps) -> None:
         while self.waited_s < self.limit_s:
-            now_c = conditions(self.shell, self.timeout_s)["temperature_c"]
+            now_c = android.conditions(self.shell, self.timeout_s)["temperature_c"]
             if now_c is None or now_c <= self.target_c:
                 return
             steps.report(f"cooling down from {now_c:.0f} °C")
             pause_s = min(COOLING_PAUSE_S, self.limit_s - self.waited_s)
             time.sleep(pause_s)
             self.waited_s += pause_s
-
-
-# --- The device --------------------------------------------------------------------------------
-
-PROPERTIES = (
-    "ro.product.manufacturer ro.product.model ro.product.cpu.abilist ro.product.cpu.abi "
-    "ro.build.version.release ro.soc.manufacturer ro.soc.model ro.board.platform"
-)
-# What a user may not read is left out, as SELinux has it on many phones.
-FACTS = f"""exec 2>/dev/null
-for name in {PROPERTIES}; do echo "$name=$(getprop $name)"; done
-echo "kernel=$(uname -sr)"
-echo "cpus=$(nproc)"
-sed -n 's/^MemTotal: *\\([0-9]*\\) kB$/memory_kb=\\1/p' /proc/meminfo
-sed -n 's/^Hardware[^:]*: */hardware=/p' /proc/cpuinfo
-true"""
-# Builtins alone: a phone has dozens of zones, and starting a program for each takes a second.
-CONDITIONS = """exec 2>/dev/null
-read -r load others </proc/loadavg && echo "load $load"
-for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
-read -r value <$cpu/cpufreq/scaling_governor && echo "governor $value"
-read -r value <$cpu/cpufreq/scaling_cur_freq && echo "khz $value"
-done
-for zone in /sys/class/thermal/thermal_zone*; do
-kind=; read -r kind <$zone/type
-read -r value <$zone/temp && echo "zone ${zone##*/} $value $kind"
-done
-true"""
-
-
-def facts(shell: Shell, timeout_s: float) -> dict[str, Any]:
-    """What does not change: system, abis, board, cpu, cpus, memory_bytes.
-
-    Raises:
-        DeviceError: the device is out of reach, or is not an Android device.
-    """
-    text = shells.run(shell, FACTS, timeout_s=timeout_s, doing="asking what it is")
-    told: dict[str, str] = {}
-    for line in text.splitlines():
-        name, _, value = line.partition("=")
-        told.setdefault(name, printable(value.strip()))
-
-    def first(*names: str) -> str:
-        return next(filter(None, (told.get(name, "") for name in names)), "")
-
-    def joined(*names: str) -> str:
-        return " ".join(filter(None, (told.get(name, "") for name in names)))
-
-    abis = first("ro.product.cpu.abilist", "ro.product.cpu.abi")
-    if not abis:
-        raise DeviceError(
-            f"{shell.name} does not tell which programs it runs (ro.product.cpu.abilist): it is "
-            "not an Android device. A benchmark_model is for those; Linux boards are measured "
-            "with Python."
-        )
-    release = told.get("ro.build.version.release", "")
-    system = f"Android {release}" if release else "Android"
-    return {
-        "system": f"{system} ({told['kernel']})" if told.get("kernel") else system,
-        "abis": abis,
-        "board": joined("ro.product.manufacturer", "ro.product.model") or None,
-        "cpu": joined("ro.soc.manufacturer", "ro.soc.model")
-        or first("hardware", "ro.board.platform")
-        or abis.partition(",")[0],
-        "cpus": max(1, _whole(told.get("cpus")) or 1),
-        "memory_bytes": 1024 * (_whole(told.get("memory_kb")) or 0) or None,
-    }
-
-
-def conditions(shell: Shell, timeout_s: float) -> dict[str, Any]:
-    """What may change, in the runner's fields; None or empty where the device does not tell."""
-    text = shells.run(shell, CONDITIONS, timeout_s=timeout_s, doing="asking for its temperature")
-    load: float | None = None
-    governors: set[str] = set()
-    mhz: list[float] = []
-    zones: dict[str, float] = {}
-    for line in map(printable, text.splitlines()):
-        match line.split(maxsplit=3):
-            case ["load", value] if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
-                load = float(value)
-            case ["governor", value]:
-                governors.add(value)
-            case ["khz", value] if (khz := _whole(value)) is not None:
-                mhz.append(khz / 1000)
-            case ["zone", zone, value, *kind] if re.fullmatch(r"-?\d{1,9}", value):
-                zones[f"{zone} ({' '.join(kind) or 'unknown'})"] = int(value) / 1000
-    return {
-        "load_average": load,
-        "governor": ", ".join(sorted(governors)) or None,
-        "frequency_mhz": round(statistics.fmean(mhz), 1) if mhz else None,
-        "temperature_c": _hottest(zones),
-        "temperature_by_zone_c": zones,
-    }
-
-
-def _hottest(zones: Mapping[str, float]) -> float | None:
-    """Of the CPU's zones, if any is called so: a phone tells of its battery and modem as well."""
-    plausible = {name: value for name, value in zones.items() if COLDEST_C < value < HOTTEST_C}
-    of_cpu = [value for name, value in plausible.items() if "cpu" in name.lower()]
-    return max(of_cpu or plausible.values(), default=None)
-
-
-def _whole(value: str | None) -> int | None:
-    return int(value) if value is not None and re.fullmatch(r"\d{1,15}", value) else None
-
-
-def _require_runnable(binary: str, device: Mapping[str, Any], name: str) -> None:
-    """See that `binary` is for this device, before it is sent there in vain.
-
-    Raises:
-        ValueError: it is not a program.
-        DeviceError: it is one for another device.
-    """
-    program = elf.read(binary)
-    abis = device["abis"].split(",")
-    if program.abi not in abis:
-        raise DeviceError(
-            f"{binary} is built for {program.abi}, and {name} runs {' and '.join(abis)}. Build "
-            f"benchmark_model with --config=android_{BAZEL_CONFIGS.get(abis[0], abis[0])}."
-        )
-    if program.linker is not None and not program.linker.startswith("/system/"):
-        raise DeviceError(
-            f"{binary} is built for Linux, not for Android: it asks for {program.linker}, which "
-            f"{name} does not have. Build benchmark_model with --config=android_"
-            f"{BAZEL_CONFIGS.get(abis[0], abis[0])}."
-        )
