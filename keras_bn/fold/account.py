@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import keras
 
 from keras_bn.fold.result import FoldedLayer, KeptLayer
-from keras_bn.fold.sources import is_batch_norm
+from keras_bn.fold.sources import is_batch_norm, path_of, unwrapped
 from keras_bn.fold.state import Moved, State
 from keras_bn.graph.always_training import AlwaysTraining
 from keras_bn.graph.view import Node, Site, View
@@ -37,7 +37,7 @@ def _record(
     nodes: list[Node], state: State, reasons: dict[Site, str]
 ) -> FoldedLayer | KeptLayer | None:
     """What became of an operation called at `nodes`; None where it turned out to be no affine."""
-    path, sites = nodes[0].path, {node.site for node in nodes}
+    path, sites = path_of(nodes[0]), {node.site for node in nodes}
     taken = [moved for moved in state.moved if moved.sites & sites]
     if sites.isdisjoint(state.affines) and sites.isdisjoint(reasons):
         return None
@@ -88,7 +88,7 @@ def _way(moved: Moved) -> str:
 
 def enclosed(view: View, closed: Mapping[int, str]) -> Iterator[KeptLayer]:
     """Normalizations inside layers whose own computation the view cannot see."""
-    seen = {id(node.operation) for node in view.nodes if is_batch_norm(node.operation)}
+    seen = {id(unwrapped(node.operation)) for node in view.nodes if is_batch_norm(node.operation)}
     for node in view.nodes:
         if not isinstance(node.operation, keras.Layer):
             continue

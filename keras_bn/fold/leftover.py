@@ -13,7 +13,7 @@ from keras import layers
 from keras_bn.fold import absorb
 from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.affine import Affine, Array, Shape
-from keras_bn.fold.sources import Met, gamma_beta, is_batch_norm, read_batch_norm, spread
+from keras_bn.fold.sources import Met, gamma_beta, read_batch_norm, spread
 from keras_bn.graph.view import Node
 
 
@@ -47,7 +47,8 @@ def leftover(
     policy = getattr(layer, "dtype_policy", dtype)  # operators have none
     if one_operation and is_depthwise(affine, shape):
         return _depthwise(policy, affine, shape[-1])
-    if affine.scales and affine.shifts and is_batch_norm(layer) and _fits(layer, affine.scale):
+    whole = affine.scales and affine.shifts
+    if whole and isinstance(layer, layers.BatchNormalization) and _fits(layer, affine.scale):
         config = {"center": True, "scale": True}
         return Leftover(None, lambda: _batch_norm_weights(layer, affine, met.mean), config)
     # Arrays, since Keras reads lists as float32 even where the layer computes in float64.

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from keras import layers
+
 from keras_bn.fold import absorb, transmit
 from keras_bn.fold.affine import Affine, Refused
 from keras_bn.fold.masks import is_masked
@@ -140,7 +142,7 @@ class Move:
             if tensor != node.outputs[0]:
                 raise Refused(f"it is not the first output of '{node.path}'")
             affine = self._to_apply(storage, "backward")
-            if rule.zeroed_by_mask and affine.shifts and is_masked(self.landing.view, node):
+            if affine.shifts and gives_zeros(self.landing.view, node):
                 raise Refused(f"'{node.path}' gives zeros at masked steps, without any shift")
             change = rule.backward(node.operation, affine)
             composed = node.site in self.landing.ends
@@ -224,7 +226,7 @@ class Move:
         if id(node.operation) in self.landing.kept:
             raise Refused(f"'{node.path}' was asked to be kept as it is")
         if transmit.rule_for(node.operation) is None:
-            kind = type(node.operation).__name__
+            kind = _kind(node.operation)
             raise Refused(f"'{node.path}' ({kind}) is not a layer that a scale and shift can pass")
         inputs = transmit.tensors_of(node, view.masked)
         require_one_dtype(view, node)
@@ -239,16 +241,24 @@ class Move:
 
 
 def check_call(node: Node, landing: Landing) -> None:
-    """Refuse a call of a layer that may not change, or has weights beside its own."""
+    """Refuse a call of a layer that may not change, or computes with more than its weights."""
     layer: Any = node.operation
     if id(layer) in landing.kept:
         raise Refused(f"'{node.path}' was asked to be kept as it is")
     if id(layer) in landing.view.closed:
         raise Refused(f"'{node.path}' also runs inside a model that cannot be opened up")
+    if node.training and absorb.rule_for(layer) in absorb.TRAIN_OTHERWISE:
+        raise Refused(f"'{node.path}' is called with training=True")
     if getattr(layer, "quantization_mode", None):
         raise Refused(f"'{node.path}' holds weights quantized to {layer.quantization_mode}")
     if getattr(layer, "lora_enabled", False):
         raise Refused(f"'{node.path}' has LoRA enabled, whose update is kept apart")
+
+
+def gives_zeros(view: View, node: Node) -> bool:
+    """Whether the layer called at `node` gives zeros under a mask that this call has."""
+    rule = absorb.rule_for(node.operation)
+    return rule is not None and rule.zeroed_by_mask(node.operation) and is_masked(view, node)
 
 
 def reading(view: View, node: Node, tensor: Tensor) -> absorb.Reading:
@@ -267,6 +277,12 @@ def require_one_dtype(view: View, node: Node) -> None:
     for tensor in (*node.inputs, *node.side_inputs):
         if view.dtypes[tensor] != after and tensor not in masks:
             raise Refused(f"'{node.path}' takes {view.dtypes[tensor]} and gives {after}")
+
+
+def _kind(operation: Any) -> str:
+    """The operation's class, and that of the layer inside a wrapper."""
+    kind = type(operation).__name__
+    return f"{kind} of {_kind(operation.layer)}" if isinstance(operation, layers.Wrapper) else kind
 
 
 def _shapes(view: View, inputs: tuple[Tensor, ...], node: Node) -> transmit.Shapes:

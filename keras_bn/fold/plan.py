@@ -23,15 +23,16 @@ from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.account import account, enclosed
 from keras_bn.fold.affine import Affine, Array, Refused, Shape
 from keras_bn.fold.changes import changes, copies
-from keras_bn.fold.masks import is_masked, require_mask_stays
+from keras_bn.fold.masks import require_mask_stays
 from keras_bn.fold.move import (
     Absorption,
     Landing,
     Move,
+    gives_zeros,
     require_one_dtype,
 )
 from keras_bn.fold.result import FoldedLayer, KeptLayer
-from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, met
+from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, met, path_of, unwrapped
 from keras_bn.fold.state import Moved, State, Step, taken_in
 from keras_bn.graph.rebuild import Changes
 from keras_bn.graph.view import Node, Site, View
@@ -139,7 +140,7 @@ def plan(
     """
     calls = [node for node in view.nodes if is_affine(node.operation) or _is_end(view, node)]
     _check_keep(keep, calls)
-    asked = [node for node in calls if node.operation.name in keep or node.path in keep]
+    asked = [node for node in calls if not _names(node).isdisjoint(keep)]
     affines, reasons = _affines(view, calls)
     for node in asked:
         reasons[node.site] = "asked to be kept"
@@ -170,7 +171,7 @@ def plan(
     return FoldPlan(
         changes(affines, state, one_operation),
         *account(calls, state, reasons, [*enclosed(view, closed)]),
-        list(dict.fromkeys(calls_of[site].path for site in [*sites, *state.copies])),
+        list(dict.fromkeys(path_of(calls_of[site]) for site in [*sites, *state.copies])),
     )
 
 
@@ -179,13 +180,18 @@ def _is_end(view: View, node: Node) -> bool:
     return absorb.rule_for(node.operation) in normalization.RULES and view.is_only_call(node)
 
 
+def _names(node: Node) -> set[str]:
+    """The names by which `keep` may ask for what is called at `node`."""
+    layer = node.operation
+    return {layer.name, node.path, unwrapped(layer).name, path_of(node)}
+
+
 def _check_keep(keep: Collection[str], calls: list[Node]) -> None:
     if isinstance(keep, str):
         raise TypeError(f"keep takes a collection of layer names, received the string {keep!r}")
-    known = {name for node in calls for name in (node.operation.name, node.path)}
-    unknown = sorted(set(keep) - known)
+    unknown = sorted(set(keep).difference(*map(_names, calls)))
     if unknown:
-        layers = {node.path for node in calls if is_batch_norm(node.operation)}
+        layers = {path_of(node) for node in calls if is_batch_norm(node.operation)}
         raise ValueError(
             f"keep names {', '.join(map(repr, unknown))}, which is no batch normalization of this "
             f"model; it has {', '.join(sorted(layers)) or 'none'}"
@@ -308,16 +314,10 @@ def _sent(state: State, landing: Landing, sites: set[Site], step: Step) -> Move:
     for site in sites:
         leaving, _ = take(state.affines[site], step)
         for node in state.view.at[site]:
-            if site in state.ends and leaving.shifts and _gives_zeros(state.view, node):
+            if site in state.ends and leaving.shifts and gives_zeros(state.view, node):
                 raise Refused(f"'{node.path}' gives zeros, not its beta, where its mask is False")
             move.send(node, leaving, step.direction)
     return move
-
-
-def _gives_zeros(view: View, node: Node) -> bool:
-    """Whether the layer called at `node` gives zeros under a mask that this call has."""
-    rule = absorb.rule_for(node.operation)
-    return rule is not None and rule.zeroed_by_mask and is_masked(view, node)
 
 
 # --- shared layers ------------------------------------------------------------------------------

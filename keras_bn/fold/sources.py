@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -20,14 +20,31 @@ from keras_bn.layers import BatchNormalization
 _CALLS = (keras.layers.BatchNormalization.call, BatchNormalization.call)
 
 
-def is_batch_norm(layer: Any) -> bool:
-    """Whether `layer` normalises batches, and does it as Keras's layer or ours does."""
+def unwrapped(operation: Any) -> Any:
+    """What is called for every step where `operation` is a TimeDistributed, else itself."""
+    while type(operation) is layers.TimeDistributed:
+        operation = operation.layer
+    return operation
+
+
+def path_of(node: Node) -> str:
+    """The path of what scales and shifts at `node`: "backbone/each/bn" of a TimeDistributed."""
+    path, operation = node.path, node.operation
+    while type(operation) is layers.TimeDistributed:
+        operation = operation.layer
+        path = f"{path}/{operation.name}"
+    return path
+
+
+def is_batch_norm(operation: Any) -> bool:
+    """Whether `operation` normalises batches as Keras's layer or ours does, at every step maybe."""
+    layer = unwrapped(operation)
     return isinstance(layer, keras.layers.BatchNormalization) and type(layer).call in _CALLS
 
 
 def is_affine(operation: Any) -> bool:
     """Whether the call of `operation` may be a scale and a shift, and so may go."""
-    return is_batch_norm(operation) or type(operation) in _READERS
+    return is_batch_norm(operation) or type(unwrapped(operation)) in _READERS
 
 
 def affine_of(node: Node, shape: Shape) -> Affine | None:
@@ -39,6 +56,9 @@ def affine_of(node: Node, shape: Shape) -> Affine | None:
         Refused: it scales or shifts along the batch axis, or not as its shape says.
         UnsupportedModelError: its statistics are not finite, or a variance is negative.
     """
+    if type(node.operation) is layers.TimeDistributed:
+        affine = affine_of(_inside(node), shape[1:])
+        return affine and affine.map(_at_every_step)
     if is_batch_norm(node.operation):
         return _batch_norm(node.operation, len(shape))
     affine = _READERS[type(node.operation)](node, len(shape))
@@ -80,6 +100,9 @@ def met(node: Node, rank: int) -> Met:
     A batch normalization knows. Of others it is not known, and the values are taken to be large
     enough for whatever is done to them.
     """
+    if type(node.operation) is layers.TimeDistributed:
+        inside = met(_inside(node), rank - 1)
+        return Met(_at_every_step(inside.mean), _at_every_step(inside.deviation))
     if not is_batch_norm(node.operation):
         one = np.ones((1,) * rank)
         return Met(0 * one, np.inf * one)
@@ -89,6 +112,15 @@ def met(node: Node, rank: int) -> Met:
         spread(node.operation, weights["moving_mean"], rank),
         spread(node.operation, deviation, rank),
     )
+
+
+def _inside(node: Node) -> Node:
+    """The call of the layer inside the TimeDistributed at `node`, at any of its steps."""
+    return replace(node, operation=node.operation.layer)
+
+
+def _at_every_step(array: Array) -> Array:
+    return array[None]
 
 
 # --- layers --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from keras import layers
 from keras.src.ops import nn as activations
 from keras.src.ops import numpy as operators
 
+from keras_bn.fold.absorb.rule import refusing_inside
 from keras_bn.fold.activation import through_activation, through_homogeneous
 from keras_bn.fold.affine import Affine, Refused, Shape, known
 from keras_bn.graph.view import Node, Tensor
@@ -56,6 +57,9 @@ class Transmit:
 
 def rule_for(operation: Any) -> Transmit | None:
     """The rule that covers `operation`, or None: unknown operations stop every affine."""
+    if type(operation) is layers.TimeDistributed:
+        inside = rule_for(operation.layer)
+        return inside and _at_every_step(inside)
     return next((rule for rule in RULES if type(operation) in rule.operations), None)
 
 
@@ -65,7 +69,7 @@ def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
     Raises:
         Refused: the call does more than its operation's inference on them.
     """
-    if node.training:
+    if node.training and not isinstance(node.operation, (*_AUGMENTATION, *_ON_IMAGES)):
         raise Refused(f"'{node.path}' is called with training=True")
     if isinstance(node.operation, layers.Multiply) and not masked.isdisjoint(node.inputs):
         raise Refused(f"'{node.path}' multiplies under a mask")
@@ -73,9 +77,45 @@ def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
         if node.constants:
             raise Refused(f"'{node.path}' combines it with a constant")
         return (*node.inputs, *node.side_inputs)
-    if node.side_inputs:
+    masks = node.others.get("mask", ()) if _goes_by_masks(node.operation) else ()
+    if len(node.side_inputs) > len(masks):
         raise Refused(f"'{node.path}' is called with further tensors")
     return node.inputs
+
+
+def _goes_by_masks(operation: Any) -> bool:
+    """Whether a mask leaves to `operation` what its rule says."""
+    if type(operation) is layers.TimeDistributed:
+        return not operation.layer._call_has_mask_arg
+    return isinstance(operation, layers.GlobalAveragePooling1D)  # of fewer elements
+
+
+def _at_every_step(rule: Transmit) -> Transmit:
+    """The rule for a TimeDistributed, out of the rule for the layer inside it."""
+
+    def of_a_step(layer: Any, affine: Affine, shapes: Shapes) -> tuple[Any, Affine, Shapes]:
+        if not affine.constant_along([0]):
+            raise Refused(f"its scale and shift vary from step to step of '{layer.name}'")
+        step = Shapes(tuple(shape[1:] for shape in shapes.inputs), shapes.output[1:])
+        return layer.layer, affine.map(lambda array: array[0]), step
+
+    def of_all(assignments: Iterator[Assignment]) -> Iterator[Assignment]:
+        for inputs, output in assignments:
+            yield Assignment([_with_steps(affine) for affine in inputs], _with_steps(output))
+
+    def backward(layer: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
+        with refusing_inside(layer):
+            yield from of_all(rule.backward(*of_a_step(layer, affine, shapes)))
+
+    def forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Iterator[Assignment]:
+        with refusing_inside(layer):
+            yield from of_all(rule.forward(*of_a_step(layer, affine, shapes), position))
+
+    return Transmit((layers.TimeDistributed,), backward, forward)
+
+
+def _with_steps(affine: Affine) -> Affine:
+    return affine.map(lambda array: array[None])
 
 
 def _single(
@@ -167,6 +207,15 @@ def _flatten_forward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     return _reshaped(affine, shape, shapes.output)
 
 
+def _repeat_backward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    _require_constant(layer, affine, [0])
+    return affine.map(lambda array: array[0])
+
+
+def _repeat_forward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    return affine.map(lambda array: array[None])
+
+
 def _permute_backward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     order = np.argsort(_order(layer, len(affine.shape)))
     return affine.map(lambda array: array.transpose(order))
@@ -196,11 +245,36 @@ def _spatially_constant(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
     return affine
 
 
-def _upsampled(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
-    # Nearest and bilinear weights are positive and sum to one.
-    if getattr(layer, "interpolation", "nearest") not in ("nearest", "bilinear"):
-        raise Refused(f"'{layer.name}' interpolates by {layer.interpolation}")
+def _cropped(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    _require_images(layer, affine)
     return _spatially_constant(layer, affine, shapes)
+
+
+def _require_images(layer: Any, affine: Affine) -> None:
+    if len(affine.shape) != 3:
+        raise Refused(f"'{layer.name}' takes the batch axis for the height of one image")
+
+
+def _resized(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    # The weights sum to one, whatever the interpolation, with antialiasing or without.
+    _require_images(layer, affine)
+    fills = layer.pad_to_aspect_ratio and np.any(
+        affine.scale * layer.fill_value + affine.shift != layer.fill_value
+    )
+    if fills and _pads(layer, shapes.inputs[0]):
+        raise Refused(
+            f"'{layer.name}' fills up with {layer.fill_value}, which would have to change"
+        )
+    return _spatially_constant(layer, affine, shapes)
+
+
+def _pads(layer: Any, shape: Shape) -> bool:
+    """Whether the images of `shape` have another aspect ratio than `layer` gives them."""
+    height, width = (shape[axis] for axis in _spatial_axes(layer, 3))
+    if height is None or width is None:
+        return True
+    of_height, of_width = layer.height, layer.width
+    return width * of_height != height * of_width
 
 
 def _maximum(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
@@ -384,6 +458,41 @@ _OF_TWO = (
     operators.Minimum,
 )
 
+
+def _of_keras(*names: str) -> tuple[type, ...]:
+    """Those of Keras's layers of these names that the installed version has."""
+    return tuple(getattr(layers, name) for name in names if hasattr(layers, name))
+
+
+_AUGMENTATION = _of_keras(
+    "AugMix",
+    "CutMix",
+    "MixUp",
+    "RandAugment",
+    "RandomBrightness",
+    "RandomColorDegeneration",
+    "RandomColorJitter",
+    "RandomContrast",
+    "RandomElasticTransform",
+    "RandomErasing",
+    "RandomFlip",
+    "RandomGaussianBlur",
+    "RandomGrayscale",
+    "RandomHue",
+    "RandomInvert",
+    "RandomPerspective",
+    "RandomPosterization",
+    "RandomRotation",
+    "RandomSaturation",
+    "RandomSharpness",
+    "RandomShear",
+    "RandomTranslation",
+    "RandomZoom",
+)
+
+# For Keras these are in training until they are told otherwise, as by a model in inference.
+_ON_IMAGES = (layers.CenterCrop, layers.RandomCrop, layers.Resizing)
+
 NOTHING = (
     layers.Dropout,
     layers.SpatialDropout1D,
@@ -394,6 +503,7 @@ NOTHING = (
     layers.GaussianNoise,
     layers.ActivityRegularization,
     layers.Identity,
+    *_AUGMENTATION,
 )
 """What gives back its very input in inference."""
 
@@ -413,6 +523,7 @@ RULES = (
         ),
         *_single(_reshape_backward, _reshape_forward),
     ),
+    Transmit((layers.RepeatVector,), *_single(_repeat_backward, _repeat_forward)),
     Transmit((layers.Flatten,), *_single(_flatten_backward, _flatten_forward)),
     Transmit((layers.Permute, operators.Transpose), *_single(_permute_backward, _permute_forward)),
     Transmit(
@@ -427,11 +538,30 @@ RULES = (
             layers.Cropping1D,
             layers.Cropping2D,
             layers.Cropping3D,
+            # Their windows hold real elements only.
+            *_of_keras(
+                "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"
+            ),
+            # Weights that sum to one, in every interpolation.
+            layers.UpSampling1D,
+            layers.UpSampling2D,
+            layers.UpSampling3D,
         ),
         *_single(_spatially_constant),
     ),
-    Transmit((layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D), *_single(_upsampled)),
-    Transmit((layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D), *_single(_maximum)),
+    # The first resizes images that are too small. The second does nothing in inference, whatever
+    # Keras says of its output's shape.
+    Transmit((layers.CenterCrop, layers.RandomCrop), *_single(_cropped)),
+    Transmit((layers.Resizing,), *_single(_resized)),
+    Transmit(
+        (
+            layers.MaxPooling1D,
+            layers.MaxPooling2D,
+            layers.MaxPooling3D,
+            *_of_keras("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"),
+        ),
+        *_single(_maximum),
+    ),
     Transmit(
         (
             layers.GlobalAveragePooling1D,

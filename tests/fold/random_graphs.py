@@ -340,7 +340,13 @@ def _recurrent(pick: Pick, shape: tuple[int, ...]) -> tuple[str, Options]:
 
 
 def _time_distributed(pick: Pick, shape: tuple[int, ...]) -> tuple[str, Options]:
-    inner = pick((_dense,) if len(shape) == 2 else (_dense, _convolution))
+    inner = pick(
+        (_dense, _batch_norm)
+        if len(shape) == 2
+        else (_dense, _convolution, _batch_norm, _pooling, _rectifier)[
+            : 5 if len(shape) == 3 else 3
+        ]
+    )
     kind, options = inner(pick, shape[1:])
     return "TimeDistributed", {"layer": Call(kind, (), options)}
 

@@ -277,6 +277,64 @@ CHAINS = [
     ),
 ]
 
+WRAPPED = [
+    Case(
+        "Dense-each-bn",
+        SEQUENCE,
+        lambda: [linear("Dense", 5), layers.TimeDistributed(bn(), name="each")],
+        {"each/bn": ("linear", "backward into Dense")},
+    ),
+    Case(
+        "each-bn-Conv1D",
+        SEQUENCE,
+        lambda: [layers.TimeDistributed(bn(), name="each"), linear("Conv1D", 5, 3)],
+        {"each/bn": ("linear", "forward into Conv1D")},
+    ),
+    Case(
+        "each-Conv2D-each-bn",
+        (3, *IMAGE),
+        lambda: [
+            layers.TimeDistributed(layers.Conv2D(5, 3), name="linear"),
+            layers.TimeDistributed(bn(), name="each"),
+        ],
+        {"each/bn": ("linear", "backward into TimeDistributed")},
+    ),
+    Case(
+        "each-each-bn-Dense",
+        (2, *SEQUENCE),
+        lambda: [
+            layers.TimeDistributed(layers.TimeDistributed(bn(), name="step"), name="each"),
+            linear("Dense", 5),
+        ],
+        {"each/step/bn": ("linear", "forward into Dense")},
+    ),
+    Case(
+        "each-bn-each-bn: two become one",
+        SEQUENCE,
+        lambda: [
+            layers.ReLU(),
+            layers.TimeDistributed(bn(), name="each"),
+            layers.TimeDistributed(bn(name="bn2"), name="each2"),
+            layers.Softmax(name="softmax"),
+        ],
+        {"each/bn": ("each2", "forward into TimeDistributed")},
+        {"each2/bn2": "'softmax' (Softmax) is not a layer that a scale and shift can pass"},
+        {"each2/bn2": "both"},
+    ),
+    Case(
+        "each-bn over the rows of a step, which are steps of no weight",
+        (3, *SEQUENCE),
+        lambda: [layers.TimeDistributed(bn(axis=1), name="each"), linear("Dense", 5)],
+        kept={"each/bn": "vary along axis 2, not only along the channel axis 3 of 'linear'"},
+    ),
+]
+
+
+class Doubling(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(2 * inputs, training, mask)
+
+
 REFUSED = [
     Case("bn-alone", (7,), lambda: [bn()], kept={"bn": "model's input"}),
     Case(
@@ -347,7 +405,7 @@ REFUSED = [
     Case(
         "inside-a-wrapper",
         SEQUENCE,
-        lambda: [layers.TimeDistributed(bn(), name="each"), layers.Dense(3)],
+        lambda: [layers.TimeDistributed(Doubling(name="bn"), name="each"), layers.Dense(3)],
         kept={"each/bn": "it is inside 'each' (TimeDistributed), which computes on its own"},
     ),
 ]
@@ -357,14 +415,15 @@ def ours(**options):
     return keras_bn.layers.BatchNormalization(**options)
 
 
-CASES = BACKWARD + BACKWARD_THROUGH + FORWARD + CHAINS + REFUSED
+CASES = BACKWARD + BACKWARD_THROUGH + FORWARD + CHAINS + WRAPPED + REFUSED
 
 
 def operation(layer):
     """What a Rescaling that stands for a part of a normalization does."""
     assert isinstance(layer, layers.Rescaling)
     shifts, scales = np.any(np.asarray(layer.offset)), np.any(np.asarray(layer.scale) != 1)
-    return {(True, False): "addition", (False, True): "multiplication"}[shifts, scales]
+    kinds = {(True, False): "addition", (False, True): "multiplication", (True, True): "both"}
+    return kinds[shifts, scales]
 
 
 def build(case: Case) -> keras.Model:
@@ -388,7 +447,9 @@ def test_case(case):
         assert case.kept[record.layer] in record.reason
     whole = [path.rsplit("/")[-1] for path in case.kept if path not in case.left]
     assert normalizations(result.model) == whole
-    assert {name: operation(result.model.get_layer(name)) for name in case.left} == case.left
+    assert {
+        path: operation(result.model.get_layer(path.split("/")[0])) for path in case.left
+    } == case.left
     assert_agree(model, result.model)
     for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)

@@ -700,3 +700,36 @@ def test_a_normalization_of_what_is_stored_smaller_rounds_as_it_did():
     for a, b in zip(model(x), result.model(x), strict=True):
         # Of 6e-8 an operation, some five operations deep.
         np.testing.assert_allclose(b, a, rtol=0, atol=2e-6 * np.max(np.abs(a)))
+
+
+def test_a_layer_told_to_train_takes_nothing_in():
+    inputs = keras.Input((5, 4))
+    x = bn()(inputs)
+    lstm = layers.LSTM(3, dropout=0.5, name="lstm")
+    result = fold(keras.Model(inputs, lstm(x, training=True)))
+    assert "'lstm' is called with training=True" in reasons(result)["bn"]
+    dense = layers.Dense(3, name="dense")  # for which it is all the same
+    assert rules(fold(keras.Model(inputs, dense(x, training=True)))) == {
+        "bn": ("dense", "forward into Dense")
+    }
+
+
+def test_a_normalization_of_every_step_that_is_asked_to_be_kept():
+    inputs = keras.Input((5, 4))
+    each = layers.TimeDistributed(bn("norm"), name="each")
+    model = randomize(keras.Model(inputs, layers.Dense(3)(each(inputs))))
+    for name in ("each", "norm", "each/norm"):
+        result = keras_bn.fold(model, keep=[name])
+        assert reasons(result) == {"each/norm": "asked to be kept"}
+    with pytest.raises(ValueError, match="it has each/norm"):
+        keras_bn.fold(model, keep=["other"])
+
+
+def test_normalizations_of_every_step_in_training_or_of_broken_statistics():
+    inputs = keras.Input((5, 4))
+    each = layers.TimeDistributed(bn("norm"), name="each")
+    result = fold(keras.Model(inputs, layers.Dense(3)(each(inputs, training=True))))
+    assert "training=True" in reasons(result)["each/norm"]
+    each.layer.moving_mean.assign(np.full(4, np.nan))
+    with pytest.raises(UnsupportedModelError, match="moving_mean of 'norm' holds NaN"):
+        keras_bn.fold(keras.Model(inputs, layers.Dense(3)(each(inputs))))

@@ -19,7 +19,7 @@ from keras_bn.fold.absorb import (
 )
 from keras_bn.fold.absorb.rule import Absorb, Arrays, Change, Reading
 
-__all__ = ["RULES", "Absorb", "Arrays", "Change", "Reading", "rule_for"]
+__all__ = ["RULES", "TRAIN_OTHERWISE", "Absorb", "Arrays", "Change", "Reading", "rule_for"]
 
 RULES = (
     *convolutions.RULES,
@@ -31,7 +31,13 @@ RULES = (
     *wrappers.RULES,
 )
 
+TRAIN_OTHERWISE = (*attention.RULES, *recurrent.RULES, *wrappers.RULES)
+"""The rules for layers that compute something else when they are told to train."""
+
 
 def rule_for(layer: Any) -> Absorb | None:
-    """The rule that covers `layer`, or None."""
-    return next((rule for rule in RULES if type(layer) in rule.layers), None)
+    """The rule that covers `layer`, or None; a wrapper needs one for the layer inside it."""
+    rule = next((rule for rule in RULES if type(layer) in rule.layers), None)
+    if rule in wrappers.RULES and wrappers.rule_inside(layer) is None:
+        return None
+    return rule

@@ -120,7 +120,7 @@ def _last_axes(layer: Any, rank: int) -> tuple[int, ...]:
 # BN(LayerNormalization(x)) -> LayerNormalization(x); UnitNormalization has no weights
 _LAYER_NORM = Absorb((layers.LayerNormalization,), _read, _backward, None, _gains)
 _MASKED_LAYER_NORM = Absorb(
-    (LayerNormalization,), _read, _backward, None, _gains, zeroed_by_mask=True
+    (LayerNormalization,), _read, _backward, None, _gains, zeroed_by_mask=lambda layer: True
 )
 _GROUP_NORM = Absorb(
     (layers.GroupNormalization, InstanceNormalization), _read, _backward, None, _gains
@@ -167,18 +167,19 @@ def affine_end(layer: Any, rank: int) -> AffineEnd | None:
     rule = next((rule for rule in RULES if type(layer) in rule.layers), None)
     if rule is None:
         return None
+    zeros = rule.zeroed_by_mask(layer)
     if rule is _RMS_NORM:
         scale = array(layer.scale)
         affine = Affine(scale.reshape(_last_axes(layer, rank)), np.zeros((1,) * rank))
-        return AffineEnd(affine, {}, {"scale": np.ones_like(scale)}, rule.zeroed_by_mask)
+        return AffineEnd(affine, {}, {"scale": np.ones_like(scale)}, zeros)
     shape, weights = _among(layer, rank), _read(layer)
     gamma = weights["gamma"].reshape(shape)
     if not _has_beta(layer):  # and γ whatever the configuration says
         affine = Affine(gamma, np.zeros((1,) * rank))
-        return AffineEnd(affine, {}, {"gamma": np.ones_like(weights["gamma"])}, rule.zeroed_by_mask)
+        return AffineEnd(affine, {}, {"gamma": np.ones_like(weights["gamma"])}, zeros)
     return AffineEnd(
         Affine(gamma, weights["beta"].reshape(shape)),
         {"center": False, "scale": False},
         {},
-        rule.zeroed_by_mask,
+        zeros,
     )

@@ -54,7 +54,7 @@ class Absorb:
         forward: (layer, affine, reading) → the change of weights with which the layer gives from
             x what it gave from affine(x); None likewise.
         gains: layer → constructor arguments with which it has every array of `read`.
-        zeroed_by_mask: Whether the layer gives zeros where its call's mask is False, which no
+        zeroed_by_mask: layer → whether it gives zeros where its call's mask is False, which no
             shift in its weights reaches.
     """
 
@@ -63,7 +63,7 @@ class Absorb:
     backward: Callable[[Any, Affine], Change] | None
     forward: Callable[[Any, Affine, Reading], Change] | None
     gains: Callable[[Any], Mapping[str, Any]]
-    zeroed_by_mask: bool = False
+    zeroed_by_mask: Callable[[Any], bool] = lambda layer: False
 
 
 def with_bias(layer: Any) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""TimeDistributed: the layer inside it takes the affine in, which must be that of every step."""
+"""Wrappers: the layer inside takes the affine in, which must be that of every step."""
 
 from __future__ import annotations
 
@@ -24,47 +24,51 @@ from keras_bn.fold.absorb.rule import (
 from keras_bn.fold.affine import Affine, Refused
 
 
-def _rule_inside(layer: Any) -> Absorb:
-    """The rule for the layer inside `layer`, another TimeDistributed perhaps."""
+def rule_inside(layer: Any) -> Absorb | None:
+    """The rule for the layer inside `layer`, another wrapper perhaps."""
     inner = layer.layer
     rule = next((rule for rule in _INSIDE + RULES if type(inner) in rule.layers), None)
-    if rule is None:
-        raise Refused(f"'{inner.name}' ({type(inner).__name__}) takes no scale and shift in")
+    return None if rule in RULES and rule_inside(inner) is None else rule
+
+
+def _rule_inside(layer: Any) -> Absorb:
+    rule = rule_inside(layer)
+    assert rule is not None  # else none covers `layer`
     return rule
-
-
-def _of_a_step(affine: Affine) -> Affine:
-    """The affine without its axis of time steps."""
-    if not affine.constant_along([0]):
-        raise Refused("its scale and shift vary from step to step, the weights do not")
-    return affine.map(lambda array: array[0])
 
 
 def _read(layer: Any) -> Arrays:
     return from_outside("layer", _rule_inside(layer).read(layer.layer))
 
 
-def _backward(layer: Any, affine: Affine) -> Change:
-    with refusing_inside(layer):
-        rule = _rule_inside(layer)
-        require_plain_weights(layer)
-        if rule.backward is None:
-            raise Refused(f"'{layer.layer.name}' takes no scale and shift in behind it")
-        if rule.zeroed_by_mask and affine.shifts:
-            raise Refused(f"'{layer.layer.name}' may give zeros at masked steps, without a shift")
-        return _of_the_wrapper(rule.backward(layer.layer, _of_a_step(affine)))
+def _wrapper_rule(wrapper: type, steps: int) -> Absorb:
+    """The rule for layers of the class `wrapper`, which call a layer for `steps` axes each."""
 
+    def inside(affine: Affine) -> Affine:
+        if not affine.constant_along(range(steps)):
+            raise Refused("its scale and shift vary from step to step, the weights do not")
+        return affine.map(lambda array: array[(0,) * steps])
 
-def _forward(layer: Any, affine: Affine, reading: Reading) -> Change:
-    only_argument(layer, reading)
-    with refusing_inside(layer):
-        rule = _rule_inside(layer)
-        require_plain_weights(layer)
-        if rule.forward is None:
-            raise Refused(f"'{layer.layer.name}' takes no scale and shift in before it")
-        argument = (first_argument(layer.layer),)
-        step = Reading(argument, reading.shape[1:], argument)
-        return _of_the_wrapper(rule.forward(layer.layer, _of_a_step(affine), step))
+    def backward(layer: Any, affine: Affine) -> Change:
+        with refusing_inside(layer):
+            rule = _rule_inside(layer)
+            require_plain_weights(layer)
+            if rule.backward is None:
+                raise Refused(f"'{layer.layer.name}' takes no scale and shift in behind it")
+            return _of_the_wrapper(rule.backward(layer.layer, inside(affine)))
+
+    def forward(layer: Any, affine: Affine, reading: Reading) -> Change:
+        only_argument(layer, reading)
+        with refusing_inside(layer):
+            rule = _rule_inside(layer)
+            require_plain_weights(layer)
+            if rule.forward is None:
+                raise Refused(f"'{layer.layer.name}' takes no scale and shift in before it")
+            argument = (first_argument(layer.layer),)
+            step = Reading(argument, reading.shape[steps:], argument)
+            return _of_the_wrapper(rule.forward(layer.layer, inside(affine), step))
+
+    return Absorb((wrapper,), _read, backward, forward, _gains, _zeroed_by_mask)
 
 
 def _of_the_wrapper(change: Change) -> Change:
@@ -75,6 +79,10 @@ def _gains(layer: Any) -> Mapping[str, Any]:
     return rebuilt_around(layer, "layer", _rule_inside(layer).gains(layer.layer))
 
 
+def _zeroed_by_mask(layer: Any) -> bool:
+    return _rule_inside(layer).zeroed_by_mask(layer.layer)
+
+
 _INSIDE = (
     *convolutions.RULES,
     *einsum.RULES,
@@ -83,5 +91,9 @@ _INSIDE = (
     *recurrent.RULES,
 )
 
-# BN(TimeDistributed(Conv)(x)) -> TimeDistributed(Conv)(x), and in front likewise
-RULES = (Absorb((layers.TimeDistributed,), _read, _backward, _forward, _gains),)
+RULES = (
+    # BN(TimeDistributed(Conv)(x)) -> TimeDistributed(Conv)(x), and in front likewise
+    _wrapper_rule(layers.TimeDistributed, steps=1),
+    # BN(SpectralNormalization(Conv)(x)): in inference nothing but the layer inside is called
+    _wrapper_rule(layers.SpectralNormalization, steps=0),
+)

@@ -1,10 +1,12 @@
-"""TimeDistributed takes affines into the layer inside it."""
+"""Wrappers take affines into the layer inside them."""
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import keras_bn
+from keras_bn.fold import absorb
 from tests.fold.absorb.absorption import (
     assert_backward,
     assert_forward,
@@ -13,6 +15,7 @@ from tests.fold.absorb.absorption import (
     positive,
     random_affine,
 )
+from tests.random_weights import randomize
 
 SEVEN = (7, 6)
 IMAGES = (3, 5, 6, 4)
@@ -129,9 +132,42 @@ def test_refusals():
     model_around(layer, [SEVEN])
     layer.layer.quantize("int8")
     assert_refused(layer, random_affine((1, 5)), "quantized \\(int8\\)")
-    layer = layers.TimeDistributed(layers.Softmax())
-    model_around(layer, [SEVEN])
-    assert_refused(layer, random_affine((1, 6)), "Softmax")
-    layer = layers.TimeDistributed(keras_bn.layers.LayerNormalization())
-    model_around(layer, [SEVEN])
-    assert_refused(layer, random_affine((1, 6)), "masked")
+    assert absorb.rule_for(layers.TimeDistributed(layers.Softmax())) is None
+    assert absorb.rule_for(layers.TimeDistributed(layers.TimeDistributed(layers.ReLU()))) is None
+
+
+@pytest.mark.parametrize("kind", [layers.LayerNormalization, keras_bn.layers.LayerNormalization])
+@pytest.mark.parametrize("masked", [False, True])
+def test_only_where_there_is_a_mask_a_layer_inside_gives_zeros(kind, masked):
+    inputs = keras.Input((5, 4, 3))
+    x = layers.Masking()(inputs) if masked else inputs
+    x = layers.TimeDistributed(kind(), name="each")(x)
+    x = layers.BatchNormalization(name="bn")(x)
+    model = randomize(keras.Model(inputs, x))
+    result = keras_bn.fold(model, verify=False)
+    refused = masked and kind is keras_bn.layers.LayerNormalization
+    assert len(result.folded) == (not refused)
+    if refused:
+        assert "'each' gives zeros at masked steps" in result.kept[0].reason
+    data = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype("float32")
+    data[0, 1] = 0.0
+    # float32 carries 6e-8 an operation, of which there are a few.
+    np.testing.assert_allclose(result.model(data), model(data), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inside", "shape", "behind", "in_front"),
+    [
+        (lambda: layers.Dense(5, use_bias=False), (6,), (5,), (6,)),
+        (lambda: layers.Conv2D(4, 2, activation="relu"), (5, 5, 3), None, (1, 1, 3)),
+        (lambda: layers.Conv2D(4, 2), (5, 5, 3), (1, 1, 4), (1, 1, 3)),
+    ],
+)
+def test_spectral_normalization_calls_nothing_else_in_inference(inside, shape, behind, in_front):
+    layer = layers.SpectralNormalization(inside())
+    model = model_around(layer, [shape])
+    if behind is None:
+        assert_refused(layer, random_affine((1, 1, 4)), "the activation relu")
+    else:
+        assert_backward(model, layer, random_affine(behind))
+    assert_forward(model, layer, random_affine(in_front), ["inputs"])
