@@ -31,6 +31,7 @@ def benchmark(
     xnnpack: bool = True,
     affinity: Iterable[int] | None = None,
     cooldown_s: float = 0.0,
+    profile: bool = False,
     seed: int = 0,
     timeout_s: float = 300.0,
     python: str | None = None,
@@ -56,6 +57,8 @@ def benchmark(
         affinity: CPU numbers to stay on (Linux); None for all.
         cooldown_s: How long the run may wait, in all, for the machine to cool to within 2 °C of
             its temperature before the run; 0 for not at all.
+        profile: Whether to time each operation as well, after everything else: watching them
+            slows a model down. Where the runtime has no profiler, a warning says so.
         seed: Of the inputs and of the order within a round.
         timeout_s: The run is stopped when nothing happened for so long: more than the slowest
             single invoke takes.
@@ -96,6 +99,7 @@ def benchmark(
         progress=progress,
         python=_python(python, names),
         benchmark_binary=_benchmark_binary(benchmark_binary, names),
+        profile=profile,
     )
     results: list[BenchmarkResult] = []
     failures: list[DeviceError] = []
@@ -146,6 +150,7 @@ def _result(
     measured: Mapping[str, Any], file: Mapping[str, Any], device: str, environment: dict[str, Any]
 ) -> BenchmarkResult:
     latency = stats.summarize([ns / NS_PER_MS for ns in measured["samples_ns"]])
+    problem = measured.get("profile_problem")
     return BenchmarkResult(
         model=measured["model"],
         sha256=file["sha256"],
@@ -157,12 +162,15 @@ def _result(
         first_invoke_ms=_ms(measured["first_invoke_ns"]),
         peak_rss_bytes=measured["peak_rss_bytes"],
         environment=environment,
-        warnings=advice.warnings(
-            latency,
-            threads=measured["threads"],
-            preempted=measured["preempted"],
-            inputs=measured["inputs"],
-            environment=environment,
+        warnings=(
+            *advice.warnings(
+                latency,
+                threads=measured["threads"],
+                preempted=measured["preempted"],
+                inputs=measured["inputs"],
+                environment=environment,
+            ),
+            *([f"No profile: {problem}."] if problem else []),
         ),
         runtime_rss_bytes=measured["runtime_rss_bytes"],
         inputs=tuple(

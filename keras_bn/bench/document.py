@@ -19,6 +19,7 @@ from keras_bn.checks import (
     number,
     optional,
     record,
+    share,
     text,
 )
 from keras_bn.errors import DeviceError
@@ -77,7 +78,7 @@ def read(
 
 def _checked(document: Any, request: Request, names: Sequence[str]) -> dict[str, Any]:
     cells = [(index, threads) for index in range(len(names)) for threads in request.threads]
-    measurement = measurement_of(request.runs)
+    measurement = measurement_of(request.runs, profile=request.profile)
     record(
         schema=equal_to(SCHEMA),
         environment=record(**ENVIRONMENT),
@@ -193,8 +194,12 @@ INPUT = shallow(
 )
 
 
-def measurement_of(runs: int) -> dict[str, Check]:
-    return {
+OPERATION = shallow(name=text, kind=text, mean_ms=number, share=share, calls=whole(0, MOST))
+
+
+def measurement_of(runs: int, *, profile: bool) -> dict[str, Check]:
+    profiled = {"profile": each(OPERATION), "profile_problem": optional(text)}
+    return (profiled if profile else {}) | {
         "model": text,
         "threads": count,
         "samples_ns": each(whole(1, LONGEST_NS), at_least=runs, at_most=runs),

@@ -19,6 +19,7 @@ class Request:
         xnnpack: Whether the XNNPACK delegate may run what it can.
         affinity: The CPUs to stay on; None for all.
         cooldown_s: How long the run may wait, in all, for the device to cool between rounds.
+        profile: Whether to time each operation as well, in a run of its own.
         seed: Of the random inputs and of the order within a round.
         timeout_s: How long a device may be silent before the run is given up.
         progress: Called with (steps done, steps in all, what is being done).
@@ -38,6 +39,7 @@ class Request:
     progress: Progress | None
     python: str | None = None
     benchmark_binary: str | None = None
+    profile: bool = False
 
     @property
     def samples(self) -> int:
@@ -59,6 +61,8 @@ class Request:
         arguments += ["--seed", str(self.seed), "--cooldown-s", str(self.cooldown_s)]
         if not self.xnnpack:
             arguments += ["--no-xnnpack"]
+        if self.profile:
+            arguments += ["--profile"]
         if self.affinity is not None:
             arguments += ["--affinity", _joined(self.affinity)]
         return [*arguments, "--", *models]

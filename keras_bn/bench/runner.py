@@ -28,6 +28,7 @@ the parent holds the other end, so it, or the ssh connection in between, cannot 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import hashlib
 import json
@@ -40,6 +41,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,7 +81,13 @@ def main(argv: list[str] | None = None) -> int:
         threading.Thread(target=exit_when_stdin_closes, daemon=True).start()
     stdout = take_stdout()
     try:
-        document = probe(options) if options.probe else measure(options)
+        document = (
+            probe(options)
+            if options.probe
+            else profile(options)
+            if options.profile_alone
+            else measure(options)
+        )
     except RunError as error:
         document = {"schema": SCHEMA, "error": {"message": str(error), "model": error.model}}
     with stdout:
@@ -104,7 +112,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="wait between rounds, this long in all, until as cool as before the run",
     )
     parser.add_argument("--watch-stdin", action="store_true", help="end when stdin closes")
+    parser.add_argument("--profile", action="store_true", help="time each operation as well")
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--profile-alone", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -130,16 +140,15 @@ def take_stdout() -> TextIO:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     pin(options.affinity)
-    progress = Progress(
-        len(options.models) * len(options.threads) * (1 + options.warmup + options.runs)
-    )
+    steps = 1 + options.warmup + options.runs + options.profile
+    progress = Progress(len(options.models) * len(options.threads) * steps)
     models = [describe_file(path) for path in options.models]
     before = conditions()
     cells = [(model, threads) for model in options.models for threads in options.threads]
     probes = []
     for model, threads in cells:
         progress.report("loading " + model, always=True)
-        probes.append(run_probe(options, model, threads))
+        probes.append(run_alone("--probe", options, model, threads))
         progress.step("loaded " + model)
 
     interpreters = [load(model, threads, options) for model, threads in cells]
@@ -163,6 +172,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         before=before,
         after=conditions(),
     )
+    if options.profile:
+        del interpreters
+        for found, (model, threads) in zip(probes, cells):  # noqa: B905 (strict= is 3.10)
+            progress.report("profiling " + model, always=True)
+            found.update(run_profile(options, model, threads))
+            progress.step("profiled " + model)
     return {
         "schema": SCHEMA,
         "environment": environment,
@@ -370,11 +385,12 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_probe(options: argparse.Namespace, model: str, threads: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--probe", "--watch-stdin", "--seed", str(options.seed)]
+def run_alone(what: str, options: argparse.Namespace, model: str, threads: int) -> dict[str, Any]:
+    """The document of this file in a fresh process, for one cell."""
+    command = [sys.executable, __file__, what, "--watch-stdin", "--seed", str(options.seed)]
     command += ["--threads", str(threads)] + ["--no-xnnpack"] * options.no_xnnpack
     command += ["--", model]
-    # The pipe stays open until the probe has answered: it closes when this process dies.
+    # The pipe stays open until the process has answered: it closes when this one dies.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         answer = child.stdout.read() if child.stdout else b""
     if child.returncode < 0:
@@ -401,6 +417,197 @@ def describe_file(path: str) -> dict[str, Any]:
         "sha256": hashlib.sha256(content).hexdigest(),
         "size_bytes": len(content),
     }
+
+
+# --- Profile -----------------------------------------------------------------------------------
+
+
+def run_profile(options: argparse.Namespace, model: str, threads: int) -> dict[str, Any]:
+    """The operations of one cell, or why they could not be timed: the rest holds without them."""
+    try:
+        return dict(profile_problem=None, **run_alone("--profile-alone", options, model, threads))
+    except RunError as error:
+        return {"profile": [], "profile_problem": str(error)}
+
+
+def profile(options: argparse.Namespace) -> dict[str, Any]:
+    """Each operation of a model and the mean time of an invoke spent in it."""
+    (path,), (threads,) = options.models, options.threads
+    known = f"ai_edge_litert {PROFILED_VERSION}."
+    if not runtime().startswith(known):
+        raise RunError(f"operations are timed with {known}x; this is {runtime()}", path)
+    interpreter = build(path, threads, options)
+    rng = np.random.RandomState(options.seed)
+    inputs = {
+        str(detail["name"]): random_input(detail, path, rng)
+        for detail in interpreter.get_input_details()
+    }
+    try:
+        compiled = CompiledModel(path, inputs, threads, xnnpack=not options.no_xnnpack)
+        compiled.profiled_invoke()  # prepares weights
+        return {"profile": means([compiled.profiled_invoke() for _ in range(PROFILED_INVOKES)])}
+    except (OSError, AttributeError) as error:  # no library, or not with these functions
+        raise RunError(f"LiteRT's profiler cannot be reached: {error}", path) from None
+
+
+def means(invokes: list[list[tuple[str, int]]]) -> list[dict[str, Any]]:
+    """The profile, from kind and time in microseconds of each operation in each invoke.
+
+    The mean is that of the middle half of the invokes: another program's turn stays out of it,
+    and it tells parts of the profiler's step of 1 µs, which a median would not.
+    """
+    kinds = [kind for kind, _ in invokes[0]]
+    if any([kind for kind, _ in invoke] != kinds for invoke in invokes):
+        raise RunError("the operations differ from one invoke to the next")
+    times = np.sort([[time_us for _, time_us in invoke] for invoke in invokes], axis=0)
+    quarter = len(invokes) // 4
+    mean_us = times[quarter : len(invokes) - quarter].mean(axis=0).tolist()
+    if sum(mean_us) < len(kinds):
+        raise RunError("its operations take less than the profiler's step of 1 µs on average")
+    return [
+        {
+            "name": f"{kind}:{place}",
+            "kind": kind,
+            "mean_ms": time_us / 1000,
+            "share": time_us / sum(mean_us),
+            "calls": 1,
+        }
+        for place, (kind, time_us) in enumerate(zip(kinds, mean_us))  # noqa: B905
+    ]
+
+
+# LiteRT's Python API has no profiler; the C API of the library in its wheel has (litert/c/*.h).
+# Its functions and structures change from one minor version to the next: these are of this one.
+PROFILED_VERSION = "2.3"
+PROFILED_INVOKES = 20
+# Of LiteRtProfilerEventType: an operation of the interpreter, or of a delegate.
+OPERATION_EVENTS = (1 << 1, 1 << 2, 1 << 3)
+CPU_ACCELERATOR = 1  # kLiteRtHwAcceleratorCpu
+WRITE = 1  # kLiteRtTensorBufferLockModeWrite
+BUILTIN_KERNELS = 2  # kLiteRtCpuKernelModeBuiltin; XNNPACK's are the default
+# LiteRtRankedTensorType: an element type and a layout of at most 8 dimensions, 72 bytes.
+TENSOR_TYPE_BYTES = 256
+
+
+class Event(ctypes.Structure):
+    """ProfiledEventData. Of an operation, metadata1 is its node, metadata2 its subgraph."""
+
+    _fields_ = [
+        ("tag", ctypes.c_char_p),
+        ("event_type", ctypes.c_int),
+        ("start_us", ctypes.c_uint64),
+        ("elapsed_us", ctypes.c_uint64),
+        ("memory", ctypes.c_int64 * 6),
+        ("metadata1", ctypes.c_uint64),
+        ("metadata2", ctypes.c_uint64),
+        ("source", ctypes.c_int),
+    ]
+
+
+class CompiledModel:
+    """A model in LiteRT's compiled-model API, with its profiler. It lives as long as the process.
+
+    It runs the interpreter and the kernels that `build` does. Operations inside a loop or a branch
+    are part of the operation that holds them (WHILE, IF), which is timed as a whole.
+    """
+
+    def __init__(self, path: str, inputs: dict[str, Any], threads: int, *, xnnpack: bool) -> None:
+        import ai_edge_litert
+
+        folder = Path(ai_edge_litert.__file__).parent
+        suffix = ".dylib" if platform.system() == "Darwin" else ".so"
+        self.library = ctypes.CDLL(str(folder / ("libLiteRt" + suffix)))
+        self.environment = self.made("LiteRtCreateEnvironment", 0, None)
+        model = self.made("LiteRtCreateModelFromFile", self.environment, os.fsencode(path))
+        options = self.made("LiteRtCreateOptions")
+        self.call("LiteRtSetOptionsHardwareAccelerators", options, CPU_ACCELERATOR)
+        kernels = "" if xnnpack else f"kernel_mode = {BUILTIN_KERNELS}\n"
+        self.add(options, b"runtime_options_string", "enable_profiling = true\n")
+        self.add(options, b"xnnpack", f"num_threads = {threads}\n{kernels}")
+        self.model = self.made("LiteRtCreateCompiledModel", self.environment, model, options)
+        self.profiler = self.made("LiteRtCompiledModelGetProfiler", self.model)
+
+        signature = self.made("LiteRtGetModelSignature", model, ctypes.c_size_t(0))
+        self.inputs = self.buffers(signature, "Input")
+        self.outputs = self.buffers(signature, "Output")
+        for index, buffer in enumerate(self.inputs):
+            tensor = self.tensor(signature, "Input", index)
+            name = self.made("LiteRtGetTensorName", tensor)
+            value = np.ascontiguousarray(inputs[ctypes.string_at(name).decode()])
+            memory = self.made("LiteRtLockTensorBuffer", ctypes.c_void_p(buffer), after=[WRITE])
+            ctypes.memmove(memory, value.ctypes.data, value.nbytes)
+            self.call("LiteRtUnlockTensorBuffer", ctypes.c_void_p(buffer))
+
+    def profiled_invoke(self) -> list[tuple[str, int]]:
+        """Kind, and time in microseconds, of each operation in the order they ran."""
+        self.call("LiteRtResetProfiler", self.profiler)
+        self.call("LiteRtStartProfiler", self.profiler)
+        self.call(
+            "LiteRtRunCompiledModel",
+            self.model,
+            ctypes.c_size_t(0),
+            ctypes.c_size_t(len(self.inputs)),
+            self.inputs,
+            ctypes.c_size_t(len(self.outputs)),
+            self.outputs,
+        )
+        self.call("LiteRtStopProfiler", self.profiler)
+        count = ctypes.c_int()
+        self.call("LiteRtGetNumProfilerEvents", self.profiler, ctypes.byref(count))
+        events = (Event * count.value)()
+        self.call("LiteRtGetProfilerEvents", self.profiler, count, events)
+        return [
+            (event.tag.decode(errors="replace"), event.elapsed_us)
+            for event in events
+            if event.event_type in OPERATION_EVENTS and event.metadata2 == 0
+        ]
+
+    def call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, name)(*arguments)
+        if status:
+            raise RunError(f"LiteRT's profiler failed: {name} gave status {status}")
+
+    def made(self, name: str, *arguments: Any, after: Sequence[Any] = ()) -> Any:
+        """What the function writes through the pointer that follows `arguments`."""
+        result = ctypes.c_void_p()
+        self.call(name, *arguments, ctypes.byref(result), *after)
+        return result
+
+    def add(self, options: Any, kind: bytes, text: str) -> None:
+        """Add options that travel as text; the library frees the copy that it is given."""
+        c = ctypes.CDLL(None)
+        c.strdup.restype = ctypes.c_void_p
+        copy, free = ctypes.c_void_p(c.strdup(text.encode())), ctypes.cast(c.free, ctypes.c_void_p)
+        added = self.made("LiteRtCreateOpaqueOptions", kind, copy, free)
+        self.call("LiteRtAddOpaqueOptions", options, added)
+
+    def tensor(self, signature: Any, kind: str, index: int) -> Any:
+        return self.made(
+            f"LiteRtGetSignature{kind}TensorByIndex", signature, ctypes.c_size_t(index)
+        )
+
+    def buffers(self, signature: Any, kind: str) -> Any:
+        """An array of buffers, one for each input or output."""
+        count = ctypes.c_size_t()
+        self.call(f"LiteRtGetNumSignature{kind}s", signature, ctypes.byref(count))
+        array = (ctypes.c_void_p * count.value)()
+        for index in range(count.value):
+            tensor_type = ctypes.create_string_buffer(TENSOR_TYPE_BYTES)
+            tensor = self.tensor(signature, kind, index)
+            self.call("LiteRtGetRankedTensorType", tensor, tensor_type)
+            requirements = self.made(
+                f"LiteRtGetCompiledModel{kind}BufferRequirements",
+                self.model,
+                ctypes.c_size_t(0),
+                ctypes.c_size_t(index),
+            )
+            array[index] = self.made(
+                "LiteRtCreateManagedTensorBufferFromRequirements",
+                self.environment,
+                tensor_type,
+                requirements,
+            )
+        return array
 
 
 # --- The machine -------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def percentage(
     metavar="SECONDS",
     help="Give up when nothing happened for so long.",
 )
+@click.option("--profile", is_flag=True, help="Time each operation as well, in a run of its own.")
 @click.option("-o", "--output", metavar="RESULTS.json", help="Keep the results, for a report.")
 @click.option("--save", metavar="BASELINE", help="Keep the results, to be measured against later.")
 @click.option("--against", metavar="BASELINE", help="Compare with what --save kept.")
@@ -99,6 +100,7 @@ def bench(
     affinity: list[int],
     cooldown: float,
     timeout: float,
+    profile: bool,
     output: str | None,
     save: str | None,
     against: str | None,
@@ -140,6 +142,7 @@ def bench(
             benchmark_tables,
             change_tables,
             microcontroller_tables,
+            profile_tables,
             warnings,
         )
         from keras_bn.errors import ComparisonError, DeviceError
@@ -166,6 +169,7 @@ def bench(
                         xnnpack=xnnpack,
                         affinity=affinity or None,
                         cooldown_s=cooldown,
+                        profile=profile,
                         timeout_s=timeout,
                         python=python,
                         benchmark_binary=benchmark_binary,
@@ -189,7 +193,8 @@ def bench(
             speedups=gained,
             microcontrollers=tried,
         )
-        terminal.print(*benchmark_tables(results, gained), *warnings(results))
+        terminal.print(*benchmark_tables(results, gained), *profile_tables(results))
+        terminal.print(*warnings(results))
         terminal.print(*microcontroller_tables(tried))
         slower: list[str] = []
         if before is not None:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from keras_bn.fold.result import FoldResult
 
 
+# A profile's rest is in results.json and in the report.
+OPERATIONS_SHOWN = 10
+
+
 def table(title: str, *columns: str, rows: Iterable[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are figures."""
     result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -139,6 +143,21 @@ def benchmark_tables(
             )
         columns = ("", "threads", f"median {unit.name}, 95 % interval", "faster by", "peak memory")
         tables.append(table(f"Latency on {device}", *columns, rows=rows))
+    return tables
+
+
+def profile_tables(results: Sequence[BenchmarkResult]) -> list[Table]:
+    """The operations of each measurement that has a profile, those that take most first."""
+    tables = []
+    for result in results:
+        if not result.profile:
+            continue
+        longest = sorted(result.profile, key=lambda each: -each.mean_ms)[:OPERATIONS_SHOWN]
+        unit = TimeUnit(each.mean_ms for each in longest)
+        rows = [(each.name, unit(each.mean_ms), percent(each.share)) for each in longest]
+        shown = f"{len(longest)} of {len(result.profile)} operations of "
+        where = f"{Path(result.model).stem} on {result.device}, threads: {result.threads}"
+        tables.append(table(shown + where, "", f"mean {unit.name}", "share", rows=rows))
     return tables
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,23 @@ def test_fields_of_a_newer_runner_are_left_out():
     newer["environment"]["more"] = {"deep": [[[["nested"]]]]}
     newer["measurements"][0]["more"] = 1
     assert read(newer) == read(GOOD)
+
+
+def test_a_profile_is_read_where_it_was_asked_for():
+    operation = {"name": "y:0", "kind": "ADD\x1b", "mean_ms": 0.5, "share": 1.0, "calls": 1}
+    profiled = copy.deepcopy(GOOD)
+    for each in profiled["measurements"]:
+        each |= {"profile": [operation], "profile_problem": None}
+    text, request = json.dumps(profiled), replace(REQUEST, profile=True)
+    options = {"status": 0, "printed": "", "names": NAMES}
+    found = document.read(text, request=request, **options)["measurements"][0]
+    assert found["profile"] == [operation | {"kind": "ADD\N{REPLACEMENT CHARACTER}"}]
+    assert found["profile_problem"] is None
+    assert "profile" not in document.read(text, request=REQUEST, **options)["measurements"][0]
+    for wrong in ({"share": 2}, {"mean_ms": "1"}, {"more": 1}):
+        operation |= wrong
+        with pytest.raises(DeviceError, match=r"profile\[0\]"):
+            document.read(json.dumps(profiled), request=request, **options)
 
 
 def leaves(value, path=()):

@@ -61,6 +61,28 @@ def test_every_model_is_measured_with_every_thread_count(models):
         assert 0 <= result.preempted <= 4
 
 
+@pytest.mark.parametrize(
+    "xnnpack, kind", [(True, "Fully Connected (NC, F32) GEMM"), (False, "FULLY_CONNECTED")]
+)
+def test_operations_are_timed_when_asked(models, xnnpack, kind):
+    [result] = benchmark(models.large, profile=True, xnnpack=xnnpack, **QUICK)
+
+    matmul = max(result.profile, key=lambda operation: operation.mean_ms)
+    assert (matmul.kind, matmul.calls) == (kind, 1)
+    assert matmul.share > 0.5  # 512² multiplications, and little else
+    assert sum(operation.share for operation in result.profile) == pytest.approx(1)
+    assert len({operation.name for operation in result.profile}) == len(result.profile)
+    assert not any(warning.startswith("No profile") for warning in result.warnings)
+
+
+def test_a_file_without_a_profile_says_why(models):
+    """Its outputs have no shape before it runs, and buffers for them cannot be made."""
+    [result] = benchmark(models.open_shape, profile=True, **QUICK)
+    assert result.profile == ()
+    assert any(warning.startswith("No profile: ") for warning in result.warnings)
+    assert len(result.latency_ms.samples) == QUICK["runs"]
+
+
 def test_file_facts_are_those_of_the_file(models):
     [result] = benchmark(models.small, **QUICK)
 

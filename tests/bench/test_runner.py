@@ -143,6 +143,50 @@ def test_text_inputs_are_refused():
         filled(np.dtype("S"))
 
 
+# --- Profile -----------------------------------------------------------------------------------
+
+
+def test_the_middle_half_of_the_invokes_makes_the_mean():
+    times_us = [2, 900, 3, 0, 4, 3, 70, 0]  # in order 0 0 2 3 3 4 70 900
+    found = runner.means([[("CONV_2D", time), ("ADD", 9)] for time in times_us])
+    assert found == [
+        {"name": "CONV_2D:0", "kind": "CONV_2D", "mean_ms": 0.003, "share": 0.25, "calls": 1},
+        {"name": "ADD:1", "kind": "ADD", "mean_ms": 0.009, "share": 0.75, "calls": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    "invokes, words",
+    [
+        ([[("ADD", 9)], [("MUL", 9)]], "differ from one invoke to the next"),
+        ([[("ADD", 9)], [("ADD", 9), ("ADD", 9)]], "differ from one invoke to the next"),
+        ([[("ADD", 1), ("MUL", 0)]] * 4, "less than the profiler's step of 1 µs on average"),
+    ],
+    ids=["kinds", "number", "short"],
+)
+def test_times_that_mean_nothing_are_no_profile(invokes, words):
+    with pytest.raises(runner.RunError, match=words):
+        runner.means(invokes)
+
+
+def test_a_runtime_whose_structures_are_not_known_has_no_profile(monkeypatch):
+    monkeypatch.setattr(runner, "runtime", lambda: "tflite_runtime 2.14.0")
+    options = runner.parse(["--profile-alone", "--", "m.tflite"])
+    with pytest.raises(runner.RunError, match=r"with ai_edge_litert 2\.\d\.x; this is tflite_r"):
+        runner.profile(options)
+
+
+def test_without_a_profile_the_rest_holds(monkeypatch):
+    def crash(*arguments):
+        raise runner.RunError("m.tflite crashed the interpreter (SIGILL)", "m.tflite")
+
+    monkeypatch.setattr(runner, "run_alone", crash)
+    assert runner.run_profile(None, "m.tflite", 1) == {
+        "profile": [],
+        "profile_problem": "m.tflite crashed the interpreter (SIGILL)",
+    }
+
+
 # --- The machine -------------------------------------------------------------------------------
 
 
