@@ -298,6 +298,7 @@ def tables(
     widths = [width, 9, 10, 11, 11, 10, 10]
     print(row(["[Node type]", "[count]", "[avg ms]", "[avg %]", "[cdf %]", "[mem KB]",
                "[times called]"], widths))  # fmt: skip
+    widths[-1] = 9
     cdf = 0.0
     for kind in dict.fromkeys(each[0] for each in operations):
         same = [each for each in operations if each[0] == kind]

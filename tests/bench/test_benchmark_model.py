@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -127,6 +128,42 @@ def test_forms_of_the_statistics(timed, samples):
         assert parse(text).samples_us == samples
         assert parse(text).first_invoke_us == 900
         assert parse(text).init_us == pytest.approx(6418, abs=1e-9)  # milliseconds in decimal
+
+
+# TensorFlow 2.21's own xla/tsl/util/stats_calculator.{h,cc} printed these, called from a program of
+# a few lines that was linked with its libraries.
+REAL_STATISTICS = {
+    (1572, 1592, 1581): "count=3 first=1572 curr=1581 min=1572 max=1592 avg=1581.67 std=8 "
+    "p5=1572 median=1581 p95=1592",
+    (500, 500, 500): "count=3 curr=500(all same) p5=500 median=500 p95=500",
+    (123456, 1041765, 654321): "count=3 first=123456 curr=654321 min=123456 max=1041765 "
+    "avg=606514 std=376419 p5=123456 median=654321 p95=1041765",
+    (7000001, 7000005, 7000003): "count=3 first=7000001 curr=7000003 min=7000001 max=7000005 "
+    "avg=7e+06 std=1 p5=7000001 median=7000003 p95=7000005",
+    (1041765,): "count=1 curr=1041765 p5=1041765 median=1041765 p95=1041765",
+}
+REAL_TABLES = Path(__file__).with_name("stats_calculator.txt").read_text()
+
+
+@pytest.mark.parametrize("values", REAL_STATISTICS, ids=str)
+def test_statistics_that_tensorflow_printed(values):
+    """The stand-in prints the same, and every value but the first is read from it."""
+    text = REAL_STATISTICS[values]
+    assert stand_in.statistics(list(values), percentiles=True) == text
+    assert parse(statistics(FIRST, text)).samples_us == values[1:]
+
+
+def test_tables_that_tensorflow_printed(capsys):
+    """The stand-in prints the same, and every operation is read from it."""
+    stand_in.tables("title", {"version": "current"}, OPERATIONS, 2)
+    assert capsys.readouterr().out.strip() == f"INFO: title\n{REAL_TABLES}".strip()
+
+    text = f"{statistics(FIRST, FIRST)}Operator-wise Profiling Info for Regular Benchmark Runs:\n"
+    profile = parse(text + REAL_TABLES).profile
+    for each, (kind, name, us, calls) in zip(profile, OPERATIONS, strict=True):
+        assert (each["kind"], each["name"], each["calls"]) == (kind, name, calls)
+        # Percentages have three decimals: half of the last is 5e-6 of the total.
+        assert each["mean_ms"] == pytest.approx(us / 1000, abs=1.6 * 5.1e-6)
 
 
 @pytest.mark.parametrize(
