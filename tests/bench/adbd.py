@@ -39,9 +39,10 @@ MOVED = re.compile(r"(?<![\w./])/(?=(?:data/local/tmp|sys|proc)\b)")
 GETPROP = """#!/bin/sh
 cat "$STAND_IN/properties/$1" 2>/dev/null || echo
 """
-# Nothing more can be written once there is a file `full`; the words are the system's own.
+# Once there is a file `full` only a little can still be written; the words are the system's own.
 DD = """#!/bin/sh
 if [ -e "$STAND_IN/full" ]; then
+    {dd} "$@" bs=64 count=1
     exec {dd} "$@" of=/dev/full
 fi
 exec {dd} "$@"
