@@ -147,7 +147,8 @@ def main() -> int:
     timed = [latency(behaviour) for _ in range(int(flags["num_runs"]))]
     announce(flags["warmup_runs"], flags["warmup_min_secs"])
     with log.open("a") as file:
-        record = {"flags": flags, "timed": timed, "cpus": sorted(os.sched_getaffinity(0))}
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        record = {"flags": flags, "timed": timed, "cpus": cpus}
         file.write(json.dumps(record) + "\n")
     if fault == "hang":
         time.sleep(600)
