@@ -18,6 +18,8 @@ class Latency:
         median, mean, std, p5, p95, p99, minimum, maximum: In milliseconds; quantiles by linear
             interpolation, `std` with n − 1 (0 for a single sample).
         ci95: 95 % bootstrap interval of the median, in milliseconds.
+        p5_ci95, p95_ci95, p99_ci95: Those of the quantiles; None with fewer than 200 samples, for
+            p99 than 1000, which are too few for one.
     """
 
     samples: tuple[float, ...]
@@ -30,6 +32,9 @@ class Latency:
     minimum: float
     maximum: float
     ci95: tuple[float, float]
+    p5_ci95: tuple[float, float] | None = None
+    p95_ci95: tuple[float, float] | None = None
+    p99_ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,10 @@ def from_json(value: Mapping[str, Any]) -> BenchmarkResult:
         True
     """
     latency = dict(value["latency_ms"])
-    latency |= {name: tuple(latency[name]) for name in ("samples", "ci95")}
+    latency = {
+        name: tuple(figure) if isinstance(figure, list) else figure
+        for name, figure in latency.items()
+    }
     sequences: dict[str, tuple[Any, ...]] = {
         name: tuple(value.get(name, ())) for name in ("warnings", "inputs")
     }

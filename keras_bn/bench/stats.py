@@ -26,6 +26,10 @@ CHUNK = 1_000_000
 # distribution (Iglewicz & Hoaglin 1993, "How to Detect and Handle Outliers").
 OUTLIER_MODIFIED_Z = 1.4826 * 10
 
+# Samples beyond a quantile: with ten of them the interval of the 95th percentile (200 samples)
+# and of the 99th (1000) covers it in 94 to 95 % of simulated runs, with half of that in 89 %.
+SAMPLES_BEYOND_QUANTILE = 10
+
 # The range of n samples misses the median when all fall on one side of it, which happens with
 # probability 2 · ½ⁿ: below 5 % from n = 6 on.
 SAMPLES_FOR_INTERVAL = 6
@@ -56,6 +60,9 @@ def summarize(samples_ms: npt.ArrayLike, *, seed: int = 0) -> Latency:
         minimum=float(samples.min()),
         maximum=float(samples.max()),
         ci95=median_interval(samples, seed=seed),
+        p5_ci95=quantile_interval(samples, 0.05, seed=seed),
+        p95_ci95=quantile_interval(samples, 0.95, seed=seed),
+        p99_ci95=quantile_interval(samples, 0.99, seed=seed),
     )
 
 
@@ -74,6 +81,25 @@ def median_interval(samples: npt.ArrayLike, *, seed: int = 0) -> tuple[float, fl
     """
     series = _series(samples)
     return _interval(_resampled_medians(series[np.newaxis], block_length(series), seed)[0])
+
+
+def quantile_interval(
+    samples: npt.ArrayLike, quantile: float, *, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % percentile interval of a quantile, in the unit of `samples`.
+
+    None where fewer than ten samples are expected beyond the quantile: resampling then draws the
+    same few of them over and over, and the interval is too narrow.
+
+    Example:
+        >>> quantile_interval(list(range(1, 200)), 0.95) is None
+        True
+    """
+    series = _series(samples)
+    if series.size * min(quantile, 1 - quantile) < SAMPLES_BEYOND_QUANTILE:
+        return None
+    length = block_length(series)
+    return _interval(_resampled(series[np.newaxis], quantile, length, seed)[0])
 
 
 def ratio_interval(
@@ -187,17 +213,23 @@ def _rank_correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) ->
 def _resampled_medians(
     series: npt.NDArray[np.float64], length: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    """Medians of RESAMPLES resamples of each row of `series`; all rows share each resample."""
+    return _resampled(series, 0.5, length, seed)
+
+
+def _resampled(
+    series: npt.NDArray[np.float64], quantile: float, length: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """The quantile of RESAMPLES resamples of each row of `series`; all rows share each resample."""
     rng = np.random.default_rng(seed)
     size = series.shape[1]
     blocks = -(-size // length)
     rows = max(1, CHUNK // (blocks * length))
-    medians = []
+    found = []
     for start in range(0, RESAMPLES, rows):
         starts = rng.integers(size, size=(min(rows, RESAMPLES - start), blocks, 1))
         drawn = ((starts + np.arange(length)) % size).reshape(len(starts), -1)[:, :size]
-        medians.append(np.median(series[:, drawn], axis=-1))
-    return np.concatenate(medians, axis=1)
+        found.append(np.quantile(series[:, drawn], quantile, axis=-1))
+    return np.concatenate(found, axis=1)
 
 
 def _interval(resampled: npt.NDArray[np.float64]) -> tuple[float, float]:

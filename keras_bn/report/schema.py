@@ -51,7 +51,10 @@ figures = {
     "top1_agreement": optional(share),
 }
 
+interval = each(positive, at_least=2, at_most=2)
+
 latency = record(
+    dict.fromkeys(("p5_ci95", "p95_ci95", "p99_ci95"), optional(interval)),
     samples=each(positive, at_least=1),
     median=positive,
     mean=positive,
@@ -61,7 +64,7 @@ latency = record(
     p99=positive,
     minimum=positive,
     maximum=positive,
-    ci95=each(positive, at_least=2, at_most=2),
+    ci95=interval,
 )
 
 operation = record(name=text, kind=text, mean_ms=number, share=share, calls=count)
@@ -156,7 +159,7 @@ results = record(
             device=text,
             threads=count,
             ratio=positive,
-            ci95=each(positive, at_least=2, at_most=2),
+            ci95=interval,
         )
     ),
 )

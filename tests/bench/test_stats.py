@@ -99,6 +99,25 @@ def test_blocks_keep_most_of_the_coverage_where_neighbours_correlate(monkeypatch
     assert with_blocks - without >= 0.05
 
 
+def test_quantiles_have_intervals_where_the_samples_suffice():
+    rng = np.random.default_rng(0)
+    few, more, many = (stats.summarize(rng.gamma(9, 1, size)) for size in (199, 200, 1000))
+    assert few.p5_ci95 is few.p95_ci95 is few.p99_ci95 is None
+    assert more.p99_ci95 is None
+    for latency in (more, many):
+        assert latency.p5_ci95[0] <= latency.p5 <= latency.p5_ci95[1] < latency.ci95[0]
+        assert latency.ci95[1] < latency.p95_ci95[0] <= latency.p95 <= latency.p95_ci95[1]
+    assert many.p95_ci95[0] < many.p99_ci95[0] <= many.p99 <= many.p99_ci95[1] <= many.maximum
+
+
+def test_interval_covers_the_quantile_of_independent_samples():
+    rng = np.random.default_rng(0)
+    true = scipy.stats.gamma.ppf(0.95, 9)
+    intervals = [stats.quantile_interval(rng.gamma(9, 1, 200), 0.95, seed=s) for s in range(150)]
+    # 150 runs tell a coverage of 94 % to ±2 % (one standard error); three of these are left.
+    assert sum(low <= true <= high for low, high in intervals) / 150 >= 0.88
+
+
 def test_interval_is_the_same_for_the_same_seed():
     samples = np.random.default_rng(0).gamma(5, 1, 40)
     assert stats.median_interval(samples, seed=5) == stats.median_interval(samples, seed=5)
