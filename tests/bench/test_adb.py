@@ -49,6 +49,7 @@ def server(tmp_path_factory):
         for name in ("HOME", "TMPDIR", "ANDROID_SDK_HOME", "ANDROID_USER_HOME"):
             patch.setenv(name, home)
         patch.delenv("ANDROID_SERIAL", raising=False)
+        patch.setenv("ADB_LOCAL_TRANSPORT_MAX_PORT", "0")  # emulators of this machine stay out
         free.close()
         assert client("start-server").returncode == 0
         yield
