@@ -16,6 +16,9 @@ DRIFT_SHARE = 0.05
 INTERVAL_HALF_WIDTH_SHARE = 0.05
 # A reading is off by up to one step of the timer: 1 % of a sample of a hundred steps.
 TIMER_STEPS = 100
+# A Raspberry Pi's flags (raspberrypi.com/documentation, vcgencmd get_throttled): the low bits hold
+# now, the same bits 16 higher have held since it booted.
+UNDER_VOLTAGE, SLOWED_DOWN, SINCE_BOOT = 0b0001, 0b1110, 16
 # One timed invoke in ten lost the CPU: no longer an exception.
 PREEMPTED_SHARE = 0.1
 
@@ -40,6 +43,7 @@ def warnings(
     return (
         *_of_samples(latency, environment["timer_resolution_ns"]),
         *_of_machine(len(latency.samples), threads, preempted, environment),
+        *_of_throttling(environment["before"], environment.get("after", {})),
         *_of_inputs(inputs),
     )
 
@@ -115,6 +119,30 @@ def _of_machine(
         yield (
             f"The CPUs' frequency governor is {governor}, so the clock follows the load. For "
             f"figures that repeat: {repeat}"
+        )
+
+
+def _of_throttling(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    hot_before, hot_after = (each.get("throttle_events") for each in (before, after))
+    if hot_before is not None and hot_after is not None and hot_after > hot_before:
+        yield (
+            f"The CPU was too hot and slowed itself down {hot_after - hot_before} times during the "
+            "run. Let it cool between rounds (cooldown_s), or improve its cooling."
+        )
+    first, last = (each.get("firmware_throttling") for each in (before, after))
+    if first is None or last is None:
+        return
+    # Now, at either end; or since it booted, but not yet before the run.
+    flagged = first | last | (last & ~first) >> SINCE_BOOT
+    if flagged & UNDER_VOLTAGE:
+        yield (
+            "The board's voltage was too low, so its clock was not the one it was asked for. Use "
+            "the power supply that its maker names, and a short cable."
+        )
+    if flagged & SLOWED_DOWN:
+        yield (
+            "The board's firmware held the clock down. Let it cool between rounds (cooldown_s), "
+            "or improve its cooling or its power supply."
         )
 
 

@@ -161,6 +161,8 @@ CONDITIONS = shallow(
     frequency_mhz=optional(number),
     temperature_c=optional(number),
     temperature_by_zone_c=mapping(number),
+    throttle_events=optional(count),
+    firmware_throttling=optional(count),
 )
 
 ENVIRONMENT: dict[str, Check] = {

@@ -657,6 +657,8 @@ def conditions() -> dict[str, Any]:
         "frequency_mhz": frequency_mhz(),
         "temperature_c": hottest(temperature_by_zone_c),
         "temperature_by_zone_c": temperature_by_zone_c,
+        "throttle_events": throttle_events(),
+        "firmware_throttling": firmware_throttling(),
     }
 
 
@@ -687,6 +689,22 @@ def frequency_mhz() -> float | None:
             if line.startswith("cpu MHz")
         ]
     return round(sum(values) / len(values), 1) if values else None
+
+
+def throttle_events() -> int | None:
+    """How often an x86 kernel has slowed a core down because it was hot, since it booted."""
+    files = SYS.glob("devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
+    counts = [int(text) for text in map(first_line, files) if text and text.isdigit()]
+    return sum(counts) if counts else None
+
+
+def firmware_throttling() -> int | None:
+    """A Raspberry Pi's flags, as `vcgencmd get_throttled` prints them: power, clock, heat."""
+    text = first_line(SYS / "devices/platform/soc/soc:firmware/get_throttled")
+    try:
+        return None if text is None else int(text, 16)
+    except ValueError:
+        return None
 
 
 def temperatures_c() -> dict[str, float]:

@@ -34,6 +34,7 @@ def test_a_quiet_machine_is_not_warned_of():
 NOISY = np.random.default_rng(1).uniform(1, 3, 20)
 OUTLIERS = np.where(np.arange(50) % 16 == 3, 9.0, STEADY)
 
+BEFORE = QUIET["before"]
 CASES = {
     "too few": ({"samples": [1.0] * 5}, "5 timed runs are too few .* Raise runs"),
     "outliers": ({"samples": OUTLIERS}, r"3 of 50 samples are outliers .*\(affinity\)"),
@@ -57,6 +58,28 @@ CASES = {
             "before": {"load_average": 0.3, "governor": "schedutil"},
         },
         "governor is schedutil.* a phone that is cool",
+    ),
+    "hot": (
+        {"before": BEFORE | {"throttle_events": 7}, "after": {"throttle_events": 9}},
+        r"slowed itself down 2 times.*cooldown_s",
+    ),
+    "low voltage now": (
+        {"before": BEFORE | {"firmware_throttling": 0}, "after": {"firmware_throttling": 0x1}},
+        "voltage was too low.*power supply",
+    ),
+    "low voltage meanwhile": (
+        {
+            "before": BEFORE | {"firmware_throttling": 0x40000},
+            "after": {"firmware_throttling": 0x50000},
+        },
+        "voltage was too low",
+    ),
+    "slowed down meanwhile": (
+        {
+            "before": BEFORE | {"firmware_throttling": 0x10000},
+            "after": {"firmware_throttling": 0x90000},
+        },
+        "firmware held the clock down",
     ),
     "open shape": (
         {"inputs": [{"name": "t", "shape": [1, 1], "shape_signature": [-1, -1]}]},
@@ -82,8 +105,23 @@ def test_each_doubt_is_the_only_one_and_gives_advice(case):
         {"preempted": 5},
         {"before": {"load_average": 4.0, "governor": None}},
         {"inputs": [{"name": "x", "shape": [1, 8], "shape_signature": [-1, 8]}]},
+        {"before": BEFORE | {"throttle_events": 7}, "after": {"throttle_events": 7}},
+        {
+            "before": BEFORE | {"firmware_throttling": 0xF0000},
+            "after": {"firmware_throttling": 0xF0000},
+        },
     ],
-    ids=["six", "two outliers", "long enough", "all CPUs", "one in ten", "busy", "open batch"],
+    ids=[
+        "six",
+        "two outliers",
+        "long enough",
+        "all CPUs",
+        "one in ten",
+        "busy",
+        "open batch",
+        "hot before",
+        "throttled before",
+    ],
 )
 def test_just_inside_a_limit_is_not_warned_of(arguments):
     assert warnings(**arguments) == ()

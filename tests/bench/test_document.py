@@ -32,6 +32,8 @@ CONDITIONS = {
     "frequency_mhz": 1500.0,
     "temperature_c": 48.3,
     "temperature_by_zone_c": {"thermal_zone0 (cpu)": 48.3},
+    "throttle_events": None,
+    "firmware_throttling": 0x50000,
 }
 GOOD = {
     "schema": 1,

@@ -203,6 +203,9 @@ def board(tmp_path, monkeypatch):
         "sys/class/thermal/thermal_zone1/type": "gpu-thermal\n",
         "sys/class/thermal/thermal_zone1/temp": "-500\n",
         "sys/class/thermal/thermal_zone2/type": "unplugged\n",
+        "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": "2\n",
+        "sys/devices/system/cpu/cpu1/thermal_throttle/core_throttle_count": "3\n",
+        "sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n",
         "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
         "proc/cpuinfo": "processor\t: 0\nBogoMIPS\t: 108.00\n\nHardware\t: BCM2835\n",
         "proc/self/status": "Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t    1024 kB\n",
@@ -225,6 +228,7 @@ def test_a_board_tells_its_state(board):
         "thermal_zone0 (cpu-thermal)": 48.312,
         "thermal_zone1 (gpu-thermal)": -0.5,
     }
+    assert (state["throttle_events"], state["firmware_throttling"]) == (5, 0x50005)
     assert runner.machine()["board"] == "Raspberry Pi 4 Model B Rev 1.4"
     assert runner.machine()["cpu"] == "BCM2835"
     assert (runner.rss_bytes("VmHWM"), runner.rss_bytes("VmRSS")) == (2048 * 1024, 1024 * 1024)
@@ -240,6 +244,8 @@ def test_a_machine_that_tells_nothing_is_measured_all_the_same(tmp_path, monkeyp
         "frequency_mhz": None,
         "temperature_c": None,
         "temperature_by_zone_c": {},
+        "throttle_events": None,
+        "firmware_throttling": None,
     }
     assert runner.machine()["cpu"]
 
