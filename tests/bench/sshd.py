@@ -20,7 +20,7 @@ from tests.bench.stand_in import environment, idle, program
 
 # The user's configuration, as the tests want it; the client reads it in place of ~/.ssh/config.
 CONFIG = """
-Host board
+Host board raspberrypi.local
   HostName 127.0.0.1
   Port {port}
   User pi
@@ -193,6 +193,7 @@ class Computer:
                 await sink.drain()
                 if self.gone_after_bytes is not None and taken >= self.gone_after_bytes:
                     await self._abort()
+                    break  # what was received already is lost with the connection
         sink.close()
 
     async def _pass(self, source, sink) -> None:
@@ -206,7 +207,7 @@ class Computer:
 
 @contextlib.contextmanager
 def reachable(folder: Path, monkeypatch) -> Iterator[Computer]:
-    """A computer that `ssh` on the PATH reaches as "board"."""
+    """A computer that `ssh` on the PATH reaches as "board" and "raspberrypi.local"."""
     # ssh looks for its configuration in the home folder of the account, whatever HOME says.
     program(
         folder / "client" / "ssh",

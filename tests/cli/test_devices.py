@@ -1,10 +1,15 @@
 """Devices on the command line: what is listed, measured, reported and told of failures."""
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
+import keras_bn
 from tests.bench.sshd import reachable
 from tests.bench.stand_in import install_python, model
 
@@ -94,3 +99,32 @@ def test_bad_usage(tmp_path, arguments, words, keras_bn_here):
     assert (run.returncode, run.stdout) == (2, "")
     assert words in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
+
+
+PAGE = Path(keras_bn.__file__).parents[1] / "docs" / "raspberry-pi.md"
+COMMANDS = re.findall(r"^\$ (.*)$", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_commands_of_the_page(board, tmp_path, monkeypatch, keras_bn_here):
+    """In their order, as they stand there, on a board that is called so."""
+    monkeypatch.chdir(tmp_path)
+    install_python(tmp_path, path="here")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "here-site"))  # what measures on the host
+    for name in ("float32.tflite", "int8.tflite"):
+        model(tmp_path / name)
+    for command in COMMANDS:
+        program, *arguments = shlex.split(command)
+        if program == "keras-bn":
+            run = keras_bn_here(*arguments)
+        else:
+            run = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert run.returncode == 0, (command, run.stderr)
+    assert len(COMMANDS) == 7
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert [(each["device"], each["name"]) for each in both["benchmarks"]] == [
+        (device, name)
+        for device in ("host", "ssh://pi@raspberrypi.local")
+        for name in ("float32", "int8")
+    ]
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert not board.cache.exists()
