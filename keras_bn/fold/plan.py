@@ -33,6 +33,7 @@ from keras_bn.fold.move import (
 )
 from keras_bn.fold.result import FoldedLayer, KeptLayer
 from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, met, path_of, unwrapped
+from keras_bn.fold.spelled_out import spelled_out
 from keras_bn.fold.state import Moved, State, Step, taken_in
 from keras_bn.graph.rebuild import Changes
 from keras_bn.graph.view import Node, Site, View
@@ -142,6 +143,9 @@ def plan(
     _check_keep(keep, calls)
     asked = [node for node in calls if not _names(node).isdisjoint(keep)]
     affines, reasons = _affines(view, calls)
+    for site, activation in spelled_out(view).items():
+        reasons[site] = f"it is part of {activation}, which LiteRT runs as one operation"
+        affines.pop(site, None)
     for node in asked:
         reasons[node.site] = "asked to be kept"
         affines.pop(node.site, None)

@@ -340,6 +340,34 @@ STREAMS = [
     ),
 ]
 
+
+def written_out(activation):
+    x = keras.Input(IMAGE)
+    y = activation(bn()(layers.Conv2D(5, 3)(x)))
+    return keras.Model(x, layers.Conv2D(3, 1)(bn()(y)))
+
+
+# The converter knows them by the operations that they are written in, of which none may fold.
+ACTIVATIONS = [
+    Case(
+        "hard swish",
+        lambda: written_out(lambda x: x * keras.ops.relu6(x + 3) / 6),
+        {"CONV_2D": 2, "HARD_SWISH": 1},
+    ),
+    Case(
+        "hard swish of layers",
+        lambda: written_out(
+            lambda x: layers.Multiply()([x, layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)])
+        ),
+        {"CONV_2D": 2, "HARD_SWISH": 1},
+    ),
+    Case(
+        "GELU",
+        lambda: written_out(lambda x: 0.5 * x * (1 + keras.ops.erf(x / np.sqrt(2)))),
+        {"CONV_2D": 2, "GELU": 1},
+    ),
+]
+
 OTHERS = [
     Case(
         "BN-Dense without a bias",
@@ -453,7 +481,7 @@ def assert_agrees(tflite, model):
         assert error / np.max(np.abs(expected)) < 1e-5
 
 
-@pytest.mark.parametrize("case", IMAGES + STREAMS + OTHERS, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", IMAGES + STREAMS + ACTIVATIONS + OTHERS, ids=lambda case: case.id)
 def test_no_operation_is_left_that_need_not_be(case, process, tmp_path):
     model = randomize(case.build())
     if case.positive:

@@ -214,7 +214,8 @@ def _assign(model: keras.Model, seed: int) -> None:
     """Random weights, all of them float32 numbers."""
     rng = np.random.default_rng(seed)
     seen: set[int] = set()
-    inner = [layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model)]
+    around = (keras.Model, layers.TimeDistributed)
+    inner = [layer for layer in model._flatten_layers() if not isinstance(layer, around)]
     for layer in inner:
         for variable in layer.weights:
             if id(variable) in seen or not keras.backend.is_float_dtype(variable.dtype):
