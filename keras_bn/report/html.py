@@ -20,13 +20,15 @@ from keras_bn.report import (
     frontier,
     measured,
     microcontrollers,
-    planes,
+    plane,
     quantities,
+    scaling,
     schema,
     selection,
     strips,
     summary,
     texts,
+    trade_offs,
 )
 
 # The style and the script of this page and nothing else: whatever a name might smuggle in does
@@ -44,7 +46,7 @@ class Charts:
     """What is drawn of one device."""
 
     strips: strips.Strips
-    threads: planes.Plane | None
+    threads: plane.Plane | None
 
 
 def render_html(document: dict[str, Any]) -> str:
@@ -77,22 +79,22 @@ def render_html(document: dict[str, Any]) -> str:
         sentences=summary.sentences(document),
         created=environment.moment(document["created"]),
         colours=colours,
-        markers=planes.MARKERS,
+        markers=plane.MARKERS,
         frame={
-            "left": planes.LEFT,
-            "right": planes.WIDTH - planes.RIGHT,
-            "top": planes.TOP,
-            "bottom": planes.BOTTOM,
-            "width": planes.WIDTH,
+            "left": plane.LEFT,
+            "right": plane.WIDTH - plane.RIGHT,
+            "top": plane.TOP,
+            "bottom": plane.BOTTOM,
+            "width": plane.WIDTH,
         },
         overview=converted.overview(document),
         quantization=converted.quantization(document),
         outputs=converted.outputs(document),
         operations=converted.operations(document),
-        planes=planes.frontier_planes(document),
+        planes=trade_offs.planes(document),
         frontiers=frontier.frontiers(document),
         devices=[
-            (device, Charts(strips.strips(rows, colours), planes.thread_plane(rows, colours)))
+            (device, Charts(strips.strips(rows, colours), scaling.plane(rows, colours)))
             for device, (_, rows) in zip(
                 measured.devices(document), selection.by_device(document["benchmarks"]), strict=True
             )
