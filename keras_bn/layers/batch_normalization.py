@@ -335,7 +335,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return self.momentum
         earlier = ops.cast(self.num_batches_tracked, self.moving_mean.dtype)
         all_alike = earlier / (earlier + 1)
-        return all_alike if self.momentum is None else ops.minimum(all_alike, self.momentum)
+        if self.momentum is None:
+            return all_alike
+        return ops.minimum(all_alike, self.momentum * ops.ones_like(all_alike))
 
     def _count_batch(self, batch: Moments) -> None:
         if self.num_batches_tracked is None:
@@ -343,8 +345,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # Until one batch had a variance, the moving variance is its initial value, which must
         # not be averaged into the first.
         earlier = ops.convert_to_tensor(self.num_batches_tracked)
-        too_few = ops.cast(ops.where(earlier > 0, 0, self._too_few), batch.count.dtype)
-        counts = batch.count > too_few
+        counts = (batch.count > 0) & ((earlier > 0) | (batch.count > self._too_few))
         if len(earlier.shape) == 0:
             counts = ops.any(counts)
         self.num_batches_tracked.assign(earlier + ops.cast(counts, "int32"))
@@ -368,11 +369,15 @@ def _per_replica(**options: Any) -> Any:
     return keras.Variable(**options, trainable=False, autocast=False, synchronization="on_read")
 
 
-def _move(statistic: Any, value: Tensor, momentum: Any, where: Tensor) -> None:
+def _move(statistic: Any, value: Tensor, momentum: Any, where: Tensor | bool) -> None:
     """statistic ← momentum·statistic + (1 − momentum)·value, in the channels where `where`."""
-    momentum = ops.where(where, ops.cast(momentum, statistic.dtype), 1)
+    # Numbers stay numbers: of those that Keras's operations and variables are given they make
+    # tensors, which PyTorch would send to a GPU one by one, waiting for it each time.
+    known = isinstance(where, bool)
+    share = (1 - momentum) * (float(where) if known else ops.cast(where, statistic.dtype))
+    before = ops.convert_to_tensor(statistic)
     value = ops.cast(value, statistic.dtype)
-    statistic.assign(statistic * momentum + value * (1 - momentum))
+    statistic.assign(before * (1 - share) + value * share)
 
 
 def _validated_axis(axis: Any) -> int | list[int]:

@@ -35,7 +35,7 @@ def normalize(
             flat, mean, sample_variance, gamma, beta, training=True, momentum=1.0, eps=epsilon
         )
         variance = sample_variance * ((elements - 1) / elements)  # the kernel divides by m − 1
-        batch = Moments(mean, variance, torch.full_like(mean[0], elements))
+        batch = Moments(mean, variance, float(elements))
     return restored(y), batch
 
 
@@ -56,10 +56,18 @@ def _flattened(x: Tensor, axis: int) -> tuple[Tensor, Callable[[Tensor], Tensor]
     gradient takes channels-last memory for channels-first, or the other way round, if the strides
     of `x` and of the incoming gradient differ in that dimension. Two and three dimensions have one
     memory format only.
+
+    On a GPU, where that defect is not, channels that are last become those of one image:
+    (1, channels, elements, 1). cuDNN, which takes nothing else in that order, needs half to nine
+    tenths of the time of PyTorch's own kernel for rows of channels, and loses fewer digits.
     """
     last = x.movedim(axis, -1)
     if x.ndim == 2 or last.is_contiguous():
-        return last.flatten(0, -2), lambda y: y.reshape(last.shape).movedim(-1, axis)
+        rows = last.flatten(0, -2)
+        if x.is_cuda:
+            image = rows.unsqueeze(1).unsqueeze(0).permute(0, 3, 1, 2)
+            return image, lambda y: y.permute(0, 2, 3, 1).reshape(last.shape).movedim(-1, axis)
+        return rows, lambda y: y.reshape(last.shape).movedim(-1, axis)
     if axis == x.ndim - 1:
         first = x.movedim(axis, 1)
         return first.flatten(2), lambda y: y.reshape(first.shape).movedim(1, axis)

@@ -17,7 +17,7 @@ from keras_bn.layers.layer_norm_cells import (
     LayerNormSimpleRNNCell,
 )
 from keras_bn.layers.loop_product import product_with
-from keras_bn.layers.moments import Tensor
+from keras_bn.layers.moments import Tensor, unmasked
 
 
 class _LayerNormRNN(keras.layers.RNN):
@@ -74,7 +74,7 @@ class _LayerNormRNN(keras.layers.RNN):
         if mask is not None:
             mask = ops.expand_dims(mask, -1)
             # Masked steps leave the state as it is, but a NaN in them would reach the gradients.
-            sequences = ops.where(mask, sequences, 0)
+            sequences = unmasked(sequences, mask)
         blocks = self.cell.loop_blocks()
         if training and keras.backend.backend() == "tensorflow":
             blocks = [block._replace(product=product_with(block.kernel)) for block in blocks]

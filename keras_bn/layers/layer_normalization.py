@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bn.layers.moments import Tensor, align_mask, computing_dtype, standardized
+from keras_bn.layers.moments import Tensor, align_mask, computing_dtype, standardized, unmasked
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -120,7 +120,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
         x = ops.cast(inputs, computing_dtype(inputs.dtype))
         if mask is not None:
             mask = ops.cast(align_mask(mask, inputs, axes), "bool")
-            x = ops.where(mask, x, 0)  # before anything NaN could spread from, gradients included
+            x = unmasked(x, mask)  # before anything NaN could spread from, gradients included
 
         outputs = standardized(x, axes, self.epsilon)
         shape = [
@@ -131,5 +131,5 @@ class LayerNormalization(keras.layers.LayerNormalization):
         if self.center:
             outputs = outputs + ops.reshape(ops.cast(self.beta, x.dtype), shape)
         if mask is not None:
-            outputs = ops.where(mask, outputs, 0)
+            outputs = unmasked(outputs, mask)
         return ops.cast(outputs, self.compute_dtype)

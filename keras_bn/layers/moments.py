@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import mul
 from typing import Any, NamedTuple
 
 import keras
@@ -16,7 +19,9 @@ class Moments(NamedTuple):
 
     mean: Tensor  # per channel
     variance: Tensor  # per channel, of the batch itself: divided by count
-    count: Tensor  # elements behind the two: a scalar, or what broadcasts to the channels
+    # Elements behind the two: a scalar, or what broadcasts to the channels. A number of Python's
+    # where the shape tells.
+    count: Tensor
 
 
 def computing_dtype(dtype: Any) -> str:
@@ -58,22 +63,23 @@ def moments(
         return sum_over_replicas(ops.sum(values, axes, keepdims=True))
 
     if mask is None:
-        kept = x
-        count = sum_over_replicas(ops.cast(_size(x, axes), x.dtype))
+        kept, count = x, _size(x, axes, x.dtype)
+        if sum_over_replicas is not own_replica:
+            count = sum_over_replicas(ops.cast(count, x.dtype))
     else:
         mask = ops.cast(mask, "bool")
-        kept = ops.where(mask, x, 0)
+        kept = unmasked(x, mask)
         # Each element of the mask stands for as many of x as it is broadcast over.
-        share = _size(x, axes) // ops.maximum(_size(mask, axes), 1)
-        count = total(ops.cast(mask, x.dtype)) * ops.cast(share, x.dtype)
-    divisor = ops.maximum(count, 1)
+        share = _size(x, axes, x.dtype) / _at_least_one(_size(mask, axes, x.dtype))
+        count = total(ops.cast(mask, x.dtype)) * share
+    divisor = _at_least_one(count)
     mean = total(kept) / divisor
 
     # Σ(x − c)²/m − (mean − c)² is the variance for every constant c, so it may be derived any
     # number of times with c held constant. With c = mean the second term is zero, nothing
     # cancels, and the gradient needs no pass over the batch to find Σ(x − mean) = 0.
     centre = ops.stop_gradient(mean)
-    deviation = x - centre if mask is None else ops.where(mask, x - centre, 0)
+    deviation = x - centre if mask is None else unmasked(x - centre, mask)
     variance = total(ops.square(deviation)) / divisor - ops.square(mean - centre)
 
     if mask is not None:
@@ -92,8 +98,18 @@ def standardized(x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
     x = x - ops.mean(x, axes, keepdims=True)
     # Of large values the mean is off by its rounding, and so is every difference from it; the
     # mean of the differences is that error.
+    rank = len(x.shape)
+    if keras.backend.backend() == "torch" and list(axes) == list(range(min(axes), rank)):
+        return standardized_in_one(x, len(axes), epsilon)
     x = x - ops.mean(x, axes, keepdims=True)
     return x * ops.rsqrt(ops.mean(ops.square(x), axes, keepdims=True) + epsilon)
+
+
+def standardized_in_one(x: Tensor, last: int, epsilon: float) -> Tensor:
+    """(x − mean)/√(variance + ε) over the `last` axes in one operation, PyTorch's."""
+    import torch
+
+    return torch.nn.functional.layer_norm(x, x.shape[-last:], eps=epsilon)
 
 
 def unbiased_variance(batch: Moments) -> Tensor:
@@ -101,7 +117,7 @@ def unbiased_variance(batch: Moments) -> Tensor:
 
     Undefined for m = 1, where it gives 0.
     """
-    return batch.variance * (batch.count / ops.maximum(batch.count - 1, 1))
+    return batch.variance * (batch.count / _at_least_one(batch.count - 1))
 
 
 def align_mask(mask: Tensor, inputs: Tensor, channel_axes: Sequence[int]) -> Tensor:
@@ -135,10 +151,23 @@ def align_mask(mask: Tensor, inputs: Tensor, channel_axes: Sequence[int]) -> Ten
     )
 
 
-def _size(x: Tensor, axes: Sequence[int]) -> Any:
-    """Number of elements along `axes`: an int where the shape is known, else a tensor."""
-    sizes = ops.shape(x)
-    count = 1
-    for axis in axes:
-        count = count * sizes[axis]
-    return count
+def unmasked(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` where `mask` is true, and elsewhere 0.
+
+    The 0 is made where `x` is. PyTorch would wait for a GPU to finish all that it was given
+    before it sends it a number of Python's, which Keras's operations make their operands of.
+    """
+    return ops.where(mask, x, ops.zeros((), x.dtype))
+
+
+def _size(x: Tensor, axes: Sequence[int], dtype: Any) -> Tensor | float:
+    """Number of elements along `axes`: a float where the shape tells, else a tensor of `dtype`."""
+    shape = ops.shape(x)
+    sizes = [shape[axis] for axis in axes]
+    if all(isinstance(size, int) for size in sizes):
+        return float(math.prod(sizes))
+    return ops.cast(reduce(mul, sizes), dtype)
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    return max(count, 1.0) if isinstance(count, float) else ops.maximum(count, ops.ones_like(count))

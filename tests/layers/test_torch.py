@@ -1,16 +1,27 @@
-"""Beside torch.nn.BatchNorm1d and BatchNorm2d, and what their kernel is given."""
+"""Beside torch.nn.BatchNorm1d and BatchNorm2d, and what their kernel and a GPU are given."""
 
 import os
 import subprocess
 import sys
+import warnings
 
+import keras
 import numpy as np
 import pytest
+from keras import ops
 
+import keras_bn
 from keras_bn.layers import BatchNormalization
+from tests.layers.backends import arrays
 from tests.layers.numpy_reference import batch_norm, first_derivatives
 
 pytestmark = pytest.mark.backend("torch", because="it is about PyTorch's own layers and memory")
+
+
+def device():
+    """Where Keras has its tensors: on a GPU if there is one."""
+    return ops.zeros(()).device
+
 
 # The same kernel on the same numbers; only the running averages are added up in another order.
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
@@ -34,7 +45,7 @@ def test_parity_with_pytorchs_layers(shape, axis, momentum, fused):
     import torch
 
     kind = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}[len(shape)]
-    theirs = getattr(torch.nn, kind)(shape[axis], eps=1e-4, momentum=momentum)
+    theirs = getattr(torch.nn, kind)(shape[axis], eps=1e-4, momentum=momentum).to(device())
     ours = BatchNormalization(
         axis=axis, epsilon=1e-4, momentum=None if momentum is None else 1 - momentum, fused=fused
     )
@@ -45,8 +56,8 @@ def test_parity_with_pytorchs_layers(shape, axis, momentum, fused):
             parameter.copy_(torch.tensor(rng.uniform(0.5, 2, shape[axis])))
             weight.assign(parameter)
     for _ in range(4):
-        x = torch.tensor(rng.normal(3, 2, shape), dtype=torch.float32)
-        weights = torch.tensor(rng.normal(size=shape), dtype=torch.float32)
+        x = ops.convert_to_tensor(rng.normal(3, 2, shape), "float32")
+        weights = ops.convert_to_tensor(rng.normal(size=shape), "float32")
         x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         y_ours = ours(x_ours, training=True)
         y_theirs = theirs(x_theirs.movedim(axis, 1)).movedim(1, axis)
@@ -55,17 +66,16 @@ def test_parity_with_pytorchs_layers(shape, axis, momentum, fused):
         # Plain operations round differently.
         close = CLOSE if fused else {"rtol": 1e-4, "atol": 1e-5}
         for one, other in (
-            (y_ours.detach(), y_theirs.detach()),
+            (y_ours, y_theirs),
             (x_ours.grad, x_theirs.grad),
             (ours.moving_mean.value, theirs.running_mean),
             (ours.moving_variance.value, theirs.running_var),
         ):
-            np.testing.assert_allclose(one, other, **close)
+            np.testing.assert_allclose(*arrays([one, other]), **close)
     if momentum is None:
         assert int(ours.num_batches_tracked.value) == int(theirs.num_batches_tracked)
-    inference = ours(x).detach()
-    expected = theirs.eval()(x.movedim(axis, 1)).movedim(1, axis).detach()
-    np.testing.assert_allclose(inference, expected, rtol=1e-5, atol=1e-5)
+    expected = theirs.eval()(x.movedim(axis, 1)).movedim(1, axis)
+    np.testing.assert_allclose(*arrays([ours(x), expected]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
@@ -81,6 +91,16 @@ def kernel_inputs(monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "batch_norm", spy)
     return seen
+
+
+def is_whole(given):
+    """Contiguous; the images that GPUs are given have their channels last."""
+    import torch
+
+    last = given.is_cuda and given.ndim == 4
+    return given.is_contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16", "mixed_bfloat16"])
@@ -103,10 +123,10 @@ def test_the_kernel_is_given_the_memory_as_it_is(kernel_inputs, shape, axis, dty
     import torch
 
     half = dtype.removeprefix("mixed_")
-    x = torch.randn(shape, dtype=getattr(torch, half))
+    x = torch.randn(shape, dtype=getattr(torch, half), device=device())
     y = BatchNormalization(axis=axis, dtype=dtype)(x, training=True)
     (given,) = kernel_inputs
-    assert given.data_ptr() == x.data_ptr() and given.is_contiguous()
+    assert given.data_ptr() == x.data_ptr() and is_whole(given)
     assert y.stride() == x.stride() and y.dtype == x.dtype
 
 
@@ -115,18 +135,119 @@ def test_images_whose_memory_is_the_other_way_round_are_not_copied_either(kernel
     import torch
 
     # What Keras's convolutions give: channels last to look at, channels first in memory.
-    x = torch.randn(2, 3, 4, 5).movedim(axis, -axis)
+    x = torch.randn((2, 3, 4, 5), device=device()).movedim(axis, -axis)
     y = BatchNormalization(axis=-axis)(x, training=True)
     (given,) = kernel_inputs
-    assert given.data_ptr() == x.data_ptr() and given.is_contiguous()
+    assert given.data_ptr() == x.data_ptr() and is_whole(given)
     assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "image"),
+    [
+        ((6, 3), 1, (1, 3, 6, 1)),
+        ((4, 5, 3), 2, (1, 3, 20, 1)),
+        ((2, 4, 5, 3), 3, (1, 3, 40, 1)),
+        ((2, 3, 4, 5), 1, (2, 3, 20)),  # which cuDNN takes as they are
+    ],
+    ids=str,
+)
+def test_a_gpu_is_given_channels_that_are_last_as_an_image(kernel_inputs, shape, axis, image):
+    """On any machine: by a tensor that says it is on a GPU."""
+    import torch
+
+    class OnGPU(torch.Tensor):
+        is_cuda = property(lambda self: True)
+
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=(2, *shape)).astype("float32")
+    x = ops.convert_to_tensor(values).requires_grad_()
+    y = BatchNormalization(axis=axis)(x.as_subclass(OnGPU), training=True)
+    (y**2 * ops.convert_to_tensor(weights)).sum().backward()
+    # Twice the same, since such a tensor hears of the call first.
+    assert {tuple(given.shape) for given in kernel_inputs} == {image}
+    assert all(given.data_ptr() == x.data_ptr() and is_whole(given) for given in kernel_inputs)
+    assert y.stride() == x.stride()
+    ones, zeros = np.ones(shape[axis]), np.zeros(shape[axis])
+    expected, *_ = batch_norm(values, (axis,))
+    slopes, *_ = first_derivatives(values, (axis,), weights, ones, zeros)
+    np.testing.assert_allclose(arrays(y), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(arrays(x.grad), slopes, rtol=1e-4, atol=1e-5)
+
+
+def training_calls():
+    """Calls of every layer in training, ready to be made."""
+    layers, rng = keras_bn.layers, np.random.default_rng(0)
+    images = ops.convert_to_tensor(rng.normal(size=(2, 4, 5, 3)), "float32")
+    sequences, mask = images[0], ops.convert_to_tensor(rng.random((4, 5)) < 0.7)
+
+    def call(layer, x, **options):
+        layer.build(x.shape)
+        if isinstance(layer, (BatchNormalization, keras.layers.RNN)):
+            options["training"] = True
+        return lambda: layer(x, **options)
+
+    return {
+        "batch": call(BatchNormalization(), images),
+        "biased": call(BatchNormalization(unbiased=False), images),
+        "cumulative": call(BatchNormalization(momentum=None), images),
+        "debiased": call(BatchNormalization(debias=True, axis=1), images),
+        "plain": call(BatchNormalization(fused=False), images),
+        "several axes": call(BatchNormalization(axis=(1, 2), momentum=None), images),
+        "masked": call(BatchNormalization(), sequences, mask=mask),
+        "masked steps": call(BatchNormalization(axis=(1, 2), debias=True), sequences, mask=mask),
+        "layer": call(layers.LayerNormalization(), sequences, mask=mask),
+        "instance": call(layers.InstanceNormalization(), images),
+        "LSTM": call(layers.LayerNormLSTM(3), sequences, mask=mask),
+        "GRU": call(layers.LayerNormGRU(3, variant="paper"), sequences),
+        "SimpleRNN": call(layers.LayerNormSimpleRNN(3), sequences),
+    }
+
+
+def test_training_sends_no_number_to_the_device():
+    """On a GPU each would wait for all that the GPU has yet to do."""
+    from torch import Tensor, as_tensor, tensor
+    from torch.overrides import TorchFunctionMode
+
+    sent = []
+
+    class Spy(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), options=None):
+            options = options or {}
+            if function in (tensor, as_tensor) and not isinstance(args[0], Tensor):
+                sent.append((args[0], options.get("device")))
+            return function(*args, **options)
+
+    for call in training_calls().values():
+        with Spy():
+            call()
+    # Keras's loop over time steps counts them in a tensor that stays on the CPU.
+    assert [one for one in sent if one != (0, None)] == []
+
+
+def test_training_does_not_wait_for_a_gpu():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU; without one, the test above stands in")
+    calls = training_calls()
+    for call in calls.values():
+        call()  # which loads the kernels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not see all there are
+            torch.cuda.set_sync_debug_mode("error")
+        for call in calls.values():
+            ops.sum(call()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("options", [{"fused": False}, {"axis": (1, 2)}, {"synchronized": True}])
 def test_the_kernel_is_not_taken_where_it_does_not_apply(kernel_inputs, options):
     import torch
 
-    BatchNormalization(**options)(torch.randn(4, 5, 3), training=True)
+    BatchNormalization(**options)(torch.randn((4, 5, 3), device=device()), training=True)
     assert kernel_inputs == []
 
 
@@ -139,10 +260,12 @@ def test_gradients_do_not_depend_on_strides(strides, gradient_strides):
     shape, rng = (2, 3, 4, 1), np.random.default_rng(0)
     values = rng.normal(size=shape).astype("float32")
     weights = np.ones(shape) if gradient_strides[0] == 0 else rng.normal(size=shape)
-    x = torch.empty_strided(shape, strides).copy_(torch.tensor(values)).requires_grad_()
-    dy = torch.ones(1).as_strided(shape, (0, 0, 0, 0))
+    x = torch.empty_strided(shape, strides, device=device()).copy_(torch.tensor(values))
+    x.requires_grad_()
+    dy = torch.ones(1, device=device()).as_strided(shape, (0, 0, 0, 0))
     if gradient_strides[0]:
-        dy = torch.empty_strided(shape, gradient_strides).copy_(torch.tensor(weights))
+        dy = torch.empty_strided(shape, gradient_strides, device=device())
+        dy.copy_(torch.tensor(weights))
     BatchNormalization(axis=1)(x, training=True).backward(dy)
 
     # The chain rule in Ioffe and Szegedy, 2015, section 3.
@@ -152,7 +275,7 @@ def test_gradients_do_not_depend_on_strides(strides, gradient_strides):
     y, _, variance, _ = batch_norm(values, (1,))
     expected = weights - mean(weights) - y * mean(weights * y)
     expected /= np.sqrt(variance + 1e-3).reshape(1, 3, 1, 1)
-    np.testing.assert_allclose(x.grad, expected, rtol=1e-4, atol=1e-5)  # float32, sums of 8
+    np.testing.assert_allclose(arrays(x.grad), expected, rtol=1e-4, atol=1e-5)  # sums of 8
 
 
 # Run with the number of this process, and the folder where both meet and leave their results.
@@ -160,21 +283,24 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import numpy as np, torch
+from keras import ops
 from keras_bn.layers import BatchNormalization
+from tests.layers.backends import arrays
 from tests.layers.test_torch import ours_of_two
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.distributed.init_process_group(
     "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
 )
-x, weights, mask = (torch.tensor(array) for array in ours_of_two(rank))
+x, weights, mask = (ops.convert_to_tensor(array) for array in ours_of_two(rank))
 for name, mask in (("whole", None), ("mask", mask)):
     x = x.detach().requires_grad_()
     layer = BatchNormalization(momentum=0.0, synchronized=True)
     y = layer(x, training=True, mask=mask)
     (y**2 * weights).sum().backward()
-    np.savez(folder / f"{name} {rank}.npz", y=y.detach(), dx=x.grad,
-             mean=layer.moving_mean.value, variance=layer.moving_variance.value)
+    found = {"y": y, "dx": x.grad, "mean": layer.moving_mean.value,
+             "variance": layer.moving_variance.value}
+    np.savez(folder / f"{name} {rank}.npz", **arrays(found))
 torch.distributed.destroy_process_group()
 """
 
