@@ -10,6 +10,13 @@ BACKEND = keras.backend.backend()
 MODES = {"tensorflow": ["graph", "XLA"], "jax": ["XLA"], "torch": ["eager"]}[BACKEND]
 
 
+def on_gpu():
+    """Whether Keras computes on a GPU."""
+    if BACKEND == "torch":
+        return ops.zeros(()).is_cuda
+    return any(device.startswith("gpu") for device in keras.distribution.list_devices())
+
+
 def gradient(function):
     """A function of the same tensors that gives the gradient of `function`, a scalar, by each."""
     if BACKEND == "tensorflow":

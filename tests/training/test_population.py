@@ -12,6 +12,7 @@ from keras import ops
 import keras_bn.layers
 from keras_bn.errors import CalibrationError, UnsupportedModelError
 from keras_bn.training.population import update_bn
+from tests.layers.backends import on_gpu
 from tests.random_weights import randomize
 
 STOCK = keras.layers.BatchNormalization
@@ -335,8 +336,9 @@ def test_what_follows_sees_the_batch_normalized(shape, kind, options):
     # was 6e-5·0.72·√m on TensorFlow and JAX, and 6e-5·0.3·√m on PyTorch, which adds in pairs.
     off = 6e-5 * math.sqrt(x.size / x.shape[-1])
     # The variance about that mean is off by its square, below 8e-7, besides the rounding of a
-    # sum of squares: at most 5e-7 in all was measured.
-    near = {"rtol": 3e-6}
+    # sum of squares: at most 5e-7 in all was measured. The kernels of GPUs keep a running mean,
+    # off by 6e-5 at every step: up to 1.5e-5 was measured.
+    near = {"rtol": 5e-5 if on_gpu() else 3e-6}
     ddof = int(kind is OURS)
     np.testing.assert_allclose(
         array(first.moving_mean), np.mean(x, axes, "float64"), rtol=0, atol=off

@@ -49,6 +49,7 @@ def results(tmp_path_factory):
     environment = {
         **os.environ,
         "KERAS_BACKEND": "jax",
+        "JAX_PLATFORMS": "cpu",  # of which there are as many as one likes
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     logs = [folder / "0.log", folder / "1.log"]

@@ -24,6 +24,7 @@ def measured():
         env={
             **os.environ,
             "TF_CPP_MIN_LOG_LEVEL": "3",
+            "JAX_PLATFORMS": "cpu",  # of which there are as many as one likes
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         },
         capture_output=True,
