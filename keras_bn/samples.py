@@ -81,10 +81,13 @@ def random_samples(model: keras.Model, count: int, *, seed: int = 0) -> Samples:
     Floats are standard normal times a factor for each sample that is log-uniform in [0.1, 10],
     so that both the linear and the saturated parts of activations are reached. Integers, and
     floats that an Embedding looks up, are uniform below the model's smallest vocabulary; booleans
-    are fair coins. A model that fixes its batch size gets that many samples.
+    are fair coins. A model that fixes its batch size gets that many samples. A subclassed model
+    has to have been called once; its inputs go by the argument of its call, or by the keys of the
+    dictionary that it takes.
 
     Raises:
-        UnsupportedModelError: no such samples suit the model.
+        UnsupportedModelError: no such samples suit the model, or it is subclassed and its call
+            cannot be traced.
 
     Example:
         >>> import keras
@@ -95,7 +98,9 @@ def random_samples(model: keras.Model, count: int, *, seed: int = 0) -> Samples:
     import keras
 
     from keras_bn.graph.inputs import random_inputs
+    from keras_bn.graph.trace import opened
 
+    model = opened(model).model  # which says what its inputs are
     arrays = keras.tree.flatten(random_inputs(model, count, seed=seed))
     rng = np.random.default_rng(seed)
     return {

@@ -78,7 +78,12 @@ def call_named(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     packed = keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure)
-    return dict(_named("output", model(packed, training=False), top=True))
+    return named_outputs(model(packed, training=False))
+
+
+def named_outputs(outputs: Any) -> dict[str, Any]:
+    """What a model returned, by output name."""
+    return dict(_named("output", outputs, top=True))
 
 
 def _named(prefix: str, value: Any, *, top: bool = False) -> Iterator[tuple[str, Any]]:

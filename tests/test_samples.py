@@ -7,8 +7,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
-from keras_bn.errors import CalibrationError, ComparisonError
+from keras_bn.errors import CalibrationError, ComparisonError, UnsupportedModelError
+from keras_bn.quantize.calibration import random_calibration
 from keras_bn.samples import random_samples, random_samples_of, read_samples
 from keras_bn.signature import InputSpec, input_specs
 from tests.deployable import dictionary_model, image_model, token_model
@@ -200,3 +202,24 @@ def test_random_samples_for_files_fill_each_dtype():
     assert (samples["pixels"].min(), samples["pixels"].max()) == (0, 255)
     assert set(np.unique(samples["ids"])) == {0, 1}
     assert set(np.unique(samples["mask"])) == {False, True}
+
+
+class Words(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.dense = layers.Embedding(7, 4), layers.Dense(2)
+
+    def call(self, words):
+        return self.dense(self.embedding(words))
+
+
+def test_random_samples_of_a_subclassed_model_suit_it_and_go_by_its_argument():
+    model = Words()
+    with pytest.raises(UnsupportedModelError, match="call it once on data"):
+        random_samples(model, 3)
+    model(np.zeros((1, 5), "int32"))
+    for samples in (random_samples(model, 3), random_calibration(model, samples=3)):
+        assert set(samples) == {"words"}
+        assert samples["words"].shape == (3, 5)
+        assert samples["words"].max() < 7
+        assert model(samples["words"]).shape == (3, 5, 2)

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_bn.errors import ComparisonError, UnsupportedModelError
 from keras_bn.samples import Samples, read_samples
-from keras_bn.signature import InputSpec, call_named, input_specs
+from keras_bn.signature import InputSpec, call_named, input_specs, named_outputs
 
 if TYPE_CHECKING:
     import keras
@@ -113,24 +113,42 @@ def run(model: Runnable, samples: Samples) -> Outputs:
 
 
 class KerasRunnable:
-    """A Keras model, called eagerly for inference."""
+    """A Keras model, called eagerly for inference.
+
+    A subclassed model has to have been called once, and a call that can be traced: its graph says
+    what its inputs are. What runs is the model itself.
+    """
 
     def __init__(self, model: keras.Model) -> None:
+        from keras_bn.graph.trace import opened
+        from keras_bn.graph.view import functional_graph
+
         self.model = model
-        self.specs = input_specs(model)
+        self._readable = opened(model).model if functional_graph(model) is None else model
+        self.specs = input_specs(self._readable)
         self.batch_size = self.specs[0].shape[0]
 
     def call(self, batch: Mapping[str, np.ndarray]) -> Outputs:
         import keras
 
         try:
-            outputs = call_named(self.model, batch)
+            outputs = self._outputs(batch)
         except Exception as failed:  # a layer may raise anything at values that it cannot take
             raise ComparisonError(
                 f"Expected {self.model.name!r} to run on these samples; it raised "
                 f"{type(failed).__name__}: {failed}. Pass samples that it is made for with data=."
             ) from failed
         return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
+
+    def _outputs(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        import keras
+
+        from keras_bn.graph.trace import call_as_opened
+
+        if self._readable is self.model:
+            return call_named(self.model, batch)
+        inputs = keras.tree.map_structure(lambda tensor: batch[tensor.name], self._readable.input)
+        return named_outputs(call_as_opened(self.model, inputs))
 
 
 class LiteRunnable:

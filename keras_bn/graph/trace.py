@@ -88,6 +88,16 @@ def opened(model: keras.Model) -> Opened:
     return _open_subclassed(model, layers)
 
 
+def call_as_opened(model: keras.Model, inputs: Any) -> Any:
+    """What `model` returns in inference for `inputs` in the structure that `opened` gives them.
+
+    Of several arguments of a subclassed model's call that is a dictionary.
+    """
+    if functional_graph(model) is None and len(_remembered_shapes(model)) > 1:
+        return model(**inputs, training=False)
+    return model(inputs, training=False)
+
+
 def _is_unbuilt_sequential(model: Any) -> bool:
     return type(model).call is keras.Sequential.call and functional_graph(model) is None
 

@@ -201,3 +201,56 @@ def test_classes_of_outputs_that_are_not_numbers_do_not_agree():
     scores, broken = np.eye(4, 3), np.full((4, 3), np.nan)
     assert compare_arrays("scores", scores, broken).top1_agreement == 0.0
     assert compare_arrays("scores", broken, broken).top1_agreement == 0.0
+
+
+class OneInput(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, features):
+        return self.dense(features)
+
+
+class Dictionary(OneInput):
+    def call(self, inputs):
+        return {"sum": self.dense(inputs["a"]) + inputs["b"], "a": self.dense(inputs["a"])}
+
+
+class TwoArguments(OneInput):
+    def build(self, query_shape, value_shape):
+        self.dense.build(query_shape)
+
+    def call(self, query, value):
+        return [self.dense(query), self.dense(query) - value]
+
+
+A, B = (np.random.default_rng(0).normal(size=(5, n)).astype("float32") for n in (4, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "data", "names"),
+    [
+        (OneInput(), (A,), {"features": A}, ["output_0"]),
+        (Dictionary(), ({"a": A, "b": B},), {"a": A, "b": B}, ["a", "sum"]),
+        (TwoArguments(), (A, B), {"query": A, "value": B}, ["output_0", "output_1"]),
+    ],
+)
+def test_subclassed_models(model, arguments, data, names):
+    expected = keras.tree.flatten(model(*arguments))
+    outputs = predict(model, data)
+    assert sorted(outputs) == names
+    for name, value in zip(sorted(outputs), expected, strict=True):  # as Keras orders them
+        np.testing.assert_array_equal(outputs[name], value)
+    comparison = compare(model, keras_bn.fold(model).model)  # on random samples
+    assert [output.name for output in comparison.outputs] == list(outputs)
+    assert comparison.max_abs_error < 1e-6  # the same operations, in another order perhaps
+    other = keras_bn.fold(model).model
+    for weight in other.weights:
+        weight.assign(weight + 1.0)
+    assert compare(model, other, data).max_abs_error > 0.1
+
+
+def test_a_subclassed_model_that_was_never_called_is_refused():
+    with pytest.raises(UnsupportedModelError, match="call it once on data"):
+        compare(OneInput(), OneInput())

@@ -126,7 +126,7 @@ def test_our_layer_gives_zeros_where_it_is_masked():
         inputs = data(model)
         inputs[0][:, 2] = 0
         assert np.all(outputs(model, inputs)[0][:, 2] == 0) is np.bool_(zeros)
-        assert absorb.rule_for(layer).zeroed_by_mask is zeros
+        assert absorb.rule_for(layer).zeroed_by_mask(layer) is zeros
         assert affine_end(layer, 2).zeroed_by_mask is zeros
 
 
