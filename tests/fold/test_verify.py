@@ -107,3 +107,26 @@ def test_not_a_number_where_the_original_has_numbers_does_not_hold():
     broken.set_weights(model.get_weights())
     broken.get_layer("dense_a").bias.assign(np.full(5, np.nan))
     assert not Verifier(model, model)(broken).holds
+
+
+@pytest.mark.parametrize("head", [layers.GlobalAveragePooling2D, layers.Flatten])
+def test_of_large_images_a_part_is_tried_where_the_model_takes_one(monkeypatch, head):
+    """Either way a wrong rule is found out; a Flatten with a Dense takes whole images only."""
+    model = keras.Sequential(
+        [
+            keras.Input((200, 150, 3)),
+            layers.Conv2D(4, 3, strides=8, name="conv"),
+            layers.BatchNormalization(name="bn"),
+            head(),
+            layers.Dense(2),
+        ]
+    )
+    randomize(model)
+    part = head is layers.GlobalAveragePooling2D
+    assert Verifier(model, model).inputs.shape == (1, *((128, 128) if part else (200, 150)), 3)
+    assert keras_bn.fold(model).kept == []
+    true = Absorbed.__call__
+    monkeypatch.setattr(
+        Absorbed, "__call__", lambda self: {k: w * 1.01 + 0.01 for k, w in true(self).items()}
+    )
+    assert [record.layer for record in keras_bn.fold(model).kept] == ["bn"]
