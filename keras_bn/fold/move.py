@@ -194,7 +194,8 @@ class Move:
     def _transmit(self, node: Node, position: int | None, storage: Storage) -> None:
         """Settle the other tensors of `node`, whose input `position` (None: output) is stored so.
 
-        The first assignment that holds is taken.
+        The first assignment that holds is taken. Those that fewest other readers have to make good
+        for come first.
         """
         inputs = self._passed_by(node)
         rule = transmit.rule_for(node.operation)
@@ -206,7 +207,8 @@ class Move:
             assignments = rule.forward(node.operation, storage.affine, shapes, position)
         passed = (*storage.through, type(node.operation).__name__)
         refusals = []
-        for assignment in assignments:
+        others = [self._others(tensor, node) for tensor in inputs]
+        for assignment in sorted(assignments, key=lambda each: _touched(each, others)):
             trial = replace(self, stored=dict(self.stored), absorptions=list(self.absorptions))
             try:
                 for tensor, affine in zip(
@@ -219,6 +221,10 @@ class Move:
                 self.stored, self.absorptions = trial.stored, trial.absorptions
                 return
         raise refusals[0]
+
+    def _others(self, tensor: Tensor, node: Node) -> int:
+        """How many others than `node` read `tensor`."""
+        return sum(reader is not node for reader in self.landing.view.consumers[tensor])
 
     def _passed_by(self, node: Node) -> tuple[Tensor, ...]:
         """The inputs of `node` that affines pass to its output."""
@@ -238,6 +244,18 @@ class Move:
         if producer is None:
             return "it would change an output of the model"
         return f"the output of '{producer.path}' is also an output of the model"
+
+
+def _touched(assignment: transmit.Assignment, others: list[int]) -> int:
+    """How many readers of the inputs that `assignment` stores otherwise have to make good for it.
+
+    Args:
+        others: How many each input has.
+    """
+    return sum(
+        count * (affine.scales + affine.shifts)
+        for affine, count in zip(assignment.inputs, others, strict=True)
+    )
 
 
 def check_call(node: Node, landing: Landing) -> None:

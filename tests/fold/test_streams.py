@@ -245,3 +245,24 @@ def test_a_layer_that_feeds_others_is_copied_only_when_asked(as_output):
     assert type(result.model.get_layer("bn")) is layers.Conv2D
     assert not result.model.get_layer("shared").use_bias
     assert_agree(model, result.model)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_shift_of_a_sum_goes_to_the_branch_that_nobody_else_reads(first):
+    inputs = keras.Input((6,))
+    shared, own = layers.Dense(4, name="shared")(inputs), layers.Dense(4, name="own")(inputs)
+    total = layers.Add()([shared, own] if first else [own, shared])
+    outputs = [layers.ReLU()(bn("bn")(total)), layers.Dense(3, name="reader")(shared)]
+    model = randomize(keras.Model(inputs, outputs))
+    result = keras_bn.fold(model)
+    assert [record.layer for record in result.folded] == ["bn"]
+    norm, dense = model.get_layer("bn"), model.get_layer("shared")
+    scale = norm.gamma.numpy() / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
+    # The reader makes good for a scale only. float32 rounds by 6e-8.
+    np.testing.assert_allclose(
+        result.model.get_layer("shared").bias, scale * dense.bias.numpy(), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        result.model.get_layer("reader").bias, model.get_layer("reader").bias
+    )
+    assert_agree(model, result.model)
