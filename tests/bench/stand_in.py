@@ -8,9 +8,8 @@ import textwrap
 import time
 from pathlib import Path
 
-# Runs after which nothing may be left. Fifty take ten seconds; what one run in fifteen leaves is
-# seen as well.
-REPEATED = int(os.environ.get("KERAS_BN_REPEATED_RUNS", "15"))
+# Runs after which nothing may be left. Fifty take ten seconds and show no more than ten do.
+REPEATED = int(os.environ.get("KERAS_BN_REPEATED_RUNS", "10"))
 
 NUMPY = """
 __version__ = "1.0"

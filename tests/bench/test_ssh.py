@@ -354,12 +354,10 @@ def test_nothing_outlives_the_caller(board, file, end):
     [
         ("printf '\\033[2Jcleared' >&2; exit 9", r"ended with status 9 and no result.*\n�\[2Jcl"),
         ("echo '{}'", r"result of the benchmark on ssh://board is not as expected.*missing"),
-        ("echo '[[[['", "no result"),
-        ("""echo '{"error": {"message": "a\\u001b]0;b"}}'""", r"board failed: a�\]0;b\."),
         ("yes", r"ssh://board sent more than \d+ bytes and was stopped"),
         ("yes | head -20000 >&2; exit 1", r"status 1 and no result.*(\ny){20}$"),
     ],
-    ids=["escapes", "empty", "cut", "error", "flood", "noise"],
+    ids=["escapes", "empty", "flood", "noise"],
 )
 def test_answers_that_make_no_sense(board, file, monkeypatch, prints, words):
     python = install_python(board.home, path="python")
@@ -426,15 +424,18 @@ def shape_of(value):
 
 
 def test_the_real_interpreter_tells_what_it_tells_on_the_host(board, models):
-    options = {"threads": (1, 2), "runs": 2, "warmup": 1, "xnnpack": True, "affinity": (0,)}
     request = Request(
-        models=(str(models.small), str(models.indices)),
+        models=(str(models.indices),),
+        threads=(1,),
+        runs=2,
+        warmup=1,
+        xnnpack=True,
+        affinity=(0,),
         cooldown_s=0.0,
         seed=3,
         timeout_s=60.0,
         progress=None,
         python=sys.executable,
-        **options,
     )
     there, here = resolve("ssh://board")(request), host.run(request)
     assert shape_of(there) == shape_of(here)
