@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def benchmark(
     device: str | Iterable[str] = "host",
     threads: int | Iterable[int] = (1,),
     runs: int = 50,
+    repeats: int = 1,
     warmup: int = 5,
     xnnpack: bool = True,
     affinity: Iterable[int] | None = None,
@@ -51,6 +53,8 @@ def benchmark(
             several of them, which are measured one after the other.
         threads: Interpreter threads: one count or several.
         runs: Timed invokes of each model and thread count.
+        repeats: How often to do all of that, each time in new processes. What shifts a whole run
+            shows only between several; comparisons with a baseline need them.
         warmup: Untimed invokes of each before the first round.
         xnnpack: Whether the XNNPACK delegate may run what it can, as it does by default in an
             application. False measures the built-in kernels.
@@ -101,17 +105,20 @@ def benchmark(
         benchmark_binary=_benchmark_binary(benchmark_binary, names),
         profile=profile,
     )
+    times = _count("repeats", repeats, 1)
     results: list[BenchmarkResult] = []
     failures: list[DeviceError] = []
     for name, measure in zip(names, measures, strict=True):
         try:
-            document = measure(request if len(names) == 1 else _telling(request, name))
+            document = _repeated(
+                measure, request if len(names) == 1 else _telling(request, name), times
+            )
         except DeviceError as error:
             failures.append(error)
             continue
         files = {file["model"]: file for file in document["models"]}
         results += [
-            _result(measurement, files[measurement["model"]], name, document["environment"])
+            _result(measurement, files[measurement["model"]], name, document["environment"], times)
             for measurement in document["measurements"]
         ]
     if failures:
@@ -146,8 +153,60 @@ def speedups(results: Sequence[BenchmarkResult]) -> list[Speedup]:
     return found
 
 
+def _repeated(
+    measure: Callable[[Request], dict[str, Any]], request: Request, times: int
+) -> dict[str, Any]:
+    """The document of several runs: their samples one after the other, and the rest of them all.
+
+    Each has inputs and an order of its own. The operations are those of the first.
+    """
+    documents = []
+    for number in range(times):
+        one = replace(
+            request,
+            seed=request.seed + number,
+            profile=request.profile and number == 0,
+            progress=_part(request.progress, number, times),
+        )
+        documents.append(measure(one))
+    first, last = documents[0], documents[-1]
+    environment = first["environment"] | {"after": last["environment"]["after"]}
+    cells = zip(*(document["measurements"] for document in documents), strict=True)
+    return first | {
+        "environment": environment,
+        "measurements": [_merged(cell) for cell in cells],
+    }
+
+
+def _merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One cell's measurements: medians of what is timed once a run, the peak of memory."""
+
+    def over_all(combine: Callable[[list[int]], float], name: str) -> float | None:
+        values = [run[name] for run in runs if run[name] is not None]
+        return combine(values) if values else None
+
+    return runs[0] | {
+        "samples_ns": [sample for run in runs for sample in run["samples_ns"]],
+        "preempted": over_all(sum, "preempted"),
+        "init_ns": over_all(statistics.median, "init_ns"),
+        "first_invoke_ns": over_all(statistics.median, "first_invoke_ns"),
+        "peak_rss_bytes": over_all(max, "peak_rss_bytes"),
+    }
+
+
+def _part(progress: Progress | None, number: int, times: int) -> Progress | None:
+    """Tells `progress` of one run of several as of a part of them all."""
+    if progress is None or times == 1:
+        return progress
+    return lambda done, total, what: progress(number * total + done, times * total, what)
+
+
 def _result(
-    measured: Mapping[str, Any], file: Mapping[str, Any], device: str, environment: dict[str, Any]
+    measured: Mapping[str, Any],
+    file: Mapping[str, Any],
+    device: str,
+    environment: dict[str, Any],
+    repeats: int,
 ) -> BenchmarkResult:
     latency = stats.summarize([ns / NS_PER_MS for ns in measured["samples_ns"]])
     problem = measured.get("profile_problem")
@@ -178,6 +237,7 @@ def _result(
         ),
         preempted=measured["preempted"],
         profile=tuple(Operation(**each) for each in measured.get("profile", ())),
+        repeats=repeats,
     )
 
 

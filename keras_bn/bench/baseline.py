@@ -1,10 +1,9 @@
-"""Measurements beside those of an earlier run: what became slower, and what cannot be told.
+"""Measurements beside those of an earlier call: what became slower, and what cannot be told.
 
-The two runs are separate, so nothing cancels as it does between models of one run: their intervals
-come from the unpaired bootstrap of `stats.ratio_interval`, with blocks where samples depend on
-their neighbours. That covers what varies within a run. What shifts a whole run (where the memory
-of a process comes to lie, other programs, temperature) is in neither run's samples; the limit
-has to leave room for it.
+What shifts a whole run (where the memory of a process comes to lie, other programs, temperature) is
+in none of its samples, so each side is measured in several runs, and these are what is counted
+(`stats.ratio_of_runs`). Of single runs only what varies within them is known
+(`stats.ratio_interval`); the notes then say so.
 """
 
 from __future__ import annotations
@@ -13,6 +12,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from keras_bn.bench import stats
 
@@ -41,10 +43,10 @@ class Change:
 
     Attributes:
         name, device, threads: Which measurement.
-        before_ms, now_ms: Median latencies.
+        before_ms, now_ms: Median latencies, of several runs the geometric mean of their medians.
         ratio: Latency now over that of the baseline: above 1, it became slower. None if the two
             cannot be compared.
-        ci95: 95 % bootstrap interval of the ratio.
+        ci95: 95 % interval of the ratio.
         verdict: "slower" (the whole interval is beyond the limit), "faster" (the whole interval is
             below 1), "within the limit" (the whole interval is), "inconclusive" (the limit is
             inside), or "not comparable".
@@ -157,32 +159,36 @@ def _shortfall(change: Change, limit: float) -> str | None:
 
 
 def _change(now: Mapping[str, Any], before: Mapping[str, Any], limit: float) -> Change:
-    series = now["latency_ms"]["samples"], before["latency_ms"]["samples"]
-    figures: dict[str, Any] = {
-        "name": now["name"],
-        "device": now["device"],
-        "threads": now["threads"],
-        "before_ms": before["latency_ms"]["median"],
-        "now_ms": now["latency_ms"]["median"],
-        "ratio": None,
-        "ci95": None,
-    }
+    series = _runs(now), _runs(before)
+    now_ms, before_ms = (_typical(runs) for runs in series)
+    which = (now["name"], now["device"], now["threads"], before_ms, now_ms)
     if differences := tuple(_differences(now, before, SAME)):
-        return Change(**figures, verdict=INCOMPARABLE, notes=differences)
+        return Change(*which, ratio=None, ci95=None, verdict=INCOMPARABLE, notes=differences)
     notes = [*_differences(now, before, TOLD)]
-    ratio, low, high = stats.ratio_interval(*series, paired=False)
-    figures |= {"ratio": ratio, "ci95": (low, high)}
+    several = min(map(len, series)) > 1
+    if several:
+        ratio, low, high = stats.ratio_of_runs(*series)
+    else:
+        ratio, low, high = stats.ratio_interval(*map(np.ravel, series), paired=False)
+        notes.append("a single run does not show what shifts whole runs; use --repeat 5 in both")
     found = verdict(low, high, limit)
-    if min(map(len, series)) < stats.SAMPLES_FOR_INTERVAL:
+    if not several and min(np.size(runs) for runs in series) < stats.SAMPLES_FOR_INTERVAL:
         found = INCONCLUSIVE
-        notes.append(
-            f"it takes {stats.SAMPLES_FOR_INTERVAL} runs in both for an interval; raise --runs"
-        )
-    elif found == INCONCLUSIVE:
-        notes.append("raise --runs in both, or measure on a quieter machine")
+    if found == INCONCLUSIVE:
+        notes.append("raise --repeat or --runs in both, or measure on a quieter machine")
     if found == SLOWER and now["sha256"] == before["sha256"]:
         notes.append("the file is the baseline's, byte by byte: the machine became slower")
-    return Change(**figures, verdict=found, notes=tuple(notes))
+    return Change(*which, ratio, (low, high), found, tuple(notes))
+
+
+def _runs(measured: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """A row of samples for each run."""
+    samples, repeats = np.array(measured["latency_ms"]["samples"]), measured["repeats"]
+    return samples.reshape(repeats if repeats and not samples.size % repeats else 1, -1)
+
+
+def _typical(runs: npt.NDArray[np.float64]) -> float:
+    return float(np.exp(np.log(np.median(runs, axis=1)).mean()))
 
 
 def _differences(

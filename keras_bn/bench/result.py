@@ -14,7 +14,7 @@ class Latency:
 
     Attributes:
         samples: Every timed invoke, in the order it ran, in milliseconds. Sample i of all
-            results of one `benchmark` call comes from the same round i.
+            results of one `benchmark` call on one device comes from the same round i.
         median, mean, std, p5, p95, p99, minimum, maximum: In milliseconds; quantiles by linear
             interpolation, `std` with n − 1 (0 for a single sample).
         ci95: 95 % bootstrap interval of the median, in milliseconds.
@@ -80,6 +80,8 @@ class BenchmarkResult:
         inputs: The inputs that were fed, e.g. "x:0 float32 [1, 32, 32, 3]".
         preempted: In how many of the timed invokes another program got the CPU.
         profile: The model's operations in the order they run; empty if none was taken.
+        repeats: How many separate runs the samples come from, equally many from each, one run
+            after the other.
     """
 
     model: str
@@ -97,6 +99,7 @@ class BenchmarkResult:
     inputs: tuple[str, ...] = ()
     preempted: int | None = None
     profile: tuple[Operation, ...] = ()
+    repeats: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ have one distribution over the whole run: a drift breaks them, and `drift` looks
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -137,6 +139,41 @@ def ratio_interval(
     return float(np.median(over) / np.median(under)), low, high
 
 
+def ratio_of_runs(
+    numerator: Iterable[npt.ArrayLike], denominator: Iterable[npt.ArrayLike]
+) -> tuple[float, float, float]:
+    """The ratio of two latencies that were each measured in several runs: (ratio, low, high).
+
+    What shifts a whole run is in none of its samples, so the runs are what is counted (Kalibera &
+    Jones 2013, "Rigorous benchmarking in reasonable time"): each gives its median, and Welch's t
+    interval of the difference of their mean logarithms is the 95 % interval of the ratio of their
+    geometric means. It takes the logarithms of the medians as normal, of different variances.
+
+    Args:
+        numerator, denominator: One row of samples for each run, in the same unit.
+
+    Raises:
+        ValueError: fewer than two runs in one of them, or a time is not positive and finite.
+
+    Example:
+        >>> ratio, low, high = ratio_of_runs([[2.0], [2.1], [1.9]], [[1.0], [1.05], [0.95]])
+        >>> round(ratio, 3), low < 2 < high
+        (2.0, True)
+    """
+    over, under = (np.log([np.median(_series(run)) for run in x]) for x in (numerator, denominator))
+    counts = np.array([over.size, under.size])
+    if counts.min() < 2:
+        raise ValueError(f"Expected at least two runs of each, received {counts.tolist()}.")
+    squares = np.array([over.var(ddof=1), under.var(ddof=1)]) / counts
+    difference, half_width = over.mean() - under.mean(), 0.0
+    if squares.sum() > 0:
+        freedom = squares.sum() ** 2 / (squares**2 / (counts - 1)).sum()
+        half_width = _student_quantile(freedom) * np.sqrt(squares.sum())
+    ends = (difference, difference - half_width, difference + half_width)
+    ratio, low, high = (float(np.exp(end)) for end in ends)
+    return ratio, low, high
+
+
 def block_length(samples: npt.ArrayLike) -> int:
     """How many consecutive samples to keep together when resampling; 1 where they look independent.
 
@@ -236,3 +273,15 @@ def _interval(resampled: npt.NDArray[np.float64]) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _student_quantile(freedom: float) -> float:
+    """The 97.5th percentile of Student's t distribution with `freedom` ≥ 1 degrees of freedom.
+
+    With t = √ν · tan θ, the density of θ is cos θ to the power ν − 1, up to its scale.
+    """
+    angle = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angle) ** (freedom - 1)
+    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    found = np.interp(CONFIDENCE * area[-1], area, angle)
+    return float(np.sqrt(freedom) * np.tan(found))

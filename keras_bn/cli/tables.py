@@ -193,17 +193,20 @@ def _named(value: float) -> float | str:
 
 def change_tables(changes: Changes) -> list[Table]:
     """Each measurement beside the baseline's, and what could not be compared."""
-    unit = TimeUnit(value for each in changes.changes for value in (each.before_ms, each.now_ms))
-    rows = []
-    for each in changes.changes:
-        told = (MISSING, MISSING)
-        if each.ratio is not None and each.ci95 is not None:
-            told = (factor(each.ratio), factor_interval(*each.ci95))
-        where = (each.name, each.device, str(each.threads))
-        rows.append((*where, unit(each.before_ms), unit(each.now_ms), *told, each.verdict))
+    tables = []
     limit = f", limit {percent(changes.limit)}" if changes.limit else ""
-    columns = ("", "device", "threads", f"before, {unit.name}", "now", "ratio", "95 %", "verdict")
-    tables = [table(f"Against the baseline{limit}", *columns, rows=rows)]
+    for device in dict.fromkeys(each.device for each in changes.changes):
+        here = [each for each in changes.changes if each.device == device]
+        unit = TimeUnit(value for each in here for value in (each.before_ms, each.now_ms))
+        rows = []
+        for each in here:
+            told = (MISSING, MISSING)
+            if each.ratio is not None and each.ci95 is not None:
+                told = (factor(each.ratio), factor_interval(*each.ci95))
+            times = (unit(each.before_ms), unit(each.now_ms))
+            rows.append((each.name, str(each.threads), *times, *told, each.verdict))
+        columns = ("", "threads", f"before, {unit.name}", "now", "ratio", "95 %", "verdict")
+        tables.append(table(f"{device} against the baseline{limit}", *columns, rows=rows))
     notes = [(each.name, note) for each in changes.changes for note in each.notes]
     notes += [(words, "in the baseline, not measured now") for words in changes.missing]
     notes += [(words, "not in the baseline") for words in changes.new]

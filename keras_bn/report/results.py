@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from keras_bn.convert.result import Conversion
     from keras_bn.fold.result import FoldResult
 
+# Of ten million timed invokes. Reading takes several times as much memory.
+LARGEST_BYTES = 256 * 2**20
+
 
 @dataclass(frozen=True)
 class ModelSummary:
@@ -127,6 +130,7 @@ def document(
             {"name": names[_key(each.model)], **microcontroller_to_json(each)}
             for each in microcontrollers
         ],
+        "against": None,
     }
     written = json.loads(json.dumps(written, allow_nan=False))
     schema.check(written)
@@ -151,18 +155,24 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: it is not JSON, not a results document, of another version, or damaged; the
             message names the place and what was expected there.
     """
+    with Path(path).open("rb") as file:
+        content = file.read(LARGEST_BYTES + 1)
     try:
-        loaded = json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
+        if len(content) > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES} bytes, which no results have")
+        loaded = json.loads(content, parse_constant=_refuse_constant)
         schema.check(loaded)
     except RecursionError:
         raise ValueError(f"{os.fspath(path)} cannot be read: it is nested too deeply.") from None
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{os.fspath(path)} cannot be read: {error}.") from None
     loaded.setdefault("microcontrollers", [])
+    loaded.setdefault("against", None)
     if loaded["fold"] is not None:
         loaded["fold"].setdefault("others", [])
     for benchmark in loaded["benchmarks"]:
         benchmark.setdefault("profile", [])
+        benchmark.setdefault("repeats", 1)
     return loaded
 
 

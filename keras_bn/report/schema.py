@@ -94,8 +94,27 @@ microcontroller = record(
     environment=mapping(text),
 )
 
+against = record(
+    limit=number,
+    changes=each(
+        record(
+            name=text,
+            device=text,
+            threads=count,
+            before_ms=positive,
+            now_ms=positive,
+            ratio=optional(positive),
+            ci95=optional(each(positive, at_least=2, at_most=2)),
+            verdict=text,
+            notes=each(text),
+        )
+    ),
+    missing=each(text),
+    new=each(text),
+)
+
 results = record(
-    {"microcontrollers": each(microcontroller)},
+    {"microcontrollers": each(microcontroller), "against": optional(against)},
     title=text,
     created=text,
     environment=mapping(text),
@@ -134,7 +153,7 @@ results = record(
     ),
     benchmarks=each(
         record(
-            {"profile": each(operation)},
+            {"profile": each(operation), "repeats": count},
             name=text,
             model=text,
             sha256=text,

@@ -44,6 +44,7 @@ def result(model: str, samples, threads=1, device="host") -> BenchmarkResult:
         ({"runs": 0}, ValueError, r"runs must be at least 1, received 0"),
         ({"runs": 2.0}, TypeError, r"runs must be whole numbers, received 2\.0"),
         ({"runs": True}, TypeError, r"runs .* received True"),
+        ({"repeats": 0}, ValueError, r"repeats must be at least 1, received 0"),
         ({"warmup": -1}, ValueError, r"warmup must be at least 0, received -1"),
         ({"threads": 0}, ValueError, r"threads must be at least 1, received 0"),
         ({"threads": ()}, ValueError, r"threads must be one or several different"),
@@ -106,7 +107,7 @@ def test_a_cpu_that_is_not_there_is_a_device_error(model):
 def document(request):
     """What a device that takes a millisecond returns."""
     conditions = {"load_average": 0.0, "governor": None}
-    environment = {"cpus": 8, "timer_resolution_ns": 50, "before": conditions}
+    environment = {"cpus": 8, "timer_resolution_ns": 50, "before": conditions, "after": conditions}
     measured = {
         "threads": 1,
         "samples_ns": [1_000_000] * request.runs,
@@ -139,6 +140,49 @@ def named_devices(monkeypatch):
         return measure
 
     monkeypatch.setattr("keras_bn.bench.devices.resolve", resolve)
+
+
+def test_repeats_are_separate_runs_of_which_the_samples_follow_each_other(model, monkeypatch):
+    requests, steps = [], []
+
+    def measure(request):
+        number = len(requests) + 1
+        requests.append(request)
+        request.progress(3, 4, "measuring")
+        answer = document(request)
+        [measured] = answer["measurements"]
+        measured |= {
+            "samples_ns": [number * 1_000_000] * request.runs,
+            "init_ns": number * 1_000_000,
+            "peak_rss_bytes": [10, 30, 20][number - 1],
+            "preempted": number,
+            "profile": [{"name": "y", "kind": "ADD", "mean_ms": 1.0, "share": 1.0, "calls": 1}]
+            if request.profile
+            else [],
+        }
+        answer["environment"]["after"] = {"temperature_c": 40.0 + number}
+        return answer
+
+    monkeypatch.setattr("keras_bn.bench.devices.resolve", lambda name: measure)
+    [result] = benchmark(
+        model,
+        runs=8,
+        repeats=3,
+        profile=True,
+        seed=7,
+        progress=lambda *step: steps.append(step),
+    )
+    assert result.latency_ms.samples == (1.0,) * 8 + (2.0,) * 8 + (3.0,) * 8
+    assert result.repeats == 3
+    assert (result.init_ms, result.peak_rss_bytes, result.preempted) == (2.0, 30, 6)
+    assert result.environment["after"] == {"temperature_c": 43.0}
+    assert len(result.profile) == 1
+    assert [(r.seed, r.profile, r.runs) for r in requests] == [
+        (7, True, 8),
+        (8, False, 8),
+        (9, False, 8),
+    ]
+    assert [step[:2] for step in steps] == [(3, 12), (7, 12), (11, 12)]
 
 
 def test_several_devices_are_measured_one_after_the_other(model, named_devices):

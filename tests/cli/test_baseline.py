@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -13,23 +16,34 @@ from tests.report.example import measurement
 
 
 @pytest.fixture
-def bench(keras_bn_here, monkeypatch, tmp_path):
-    """`keras-bn bench a.tflite …` in `tmp_path`, where a.tflite takes `median` milliseconds."""
+def bench_here(keras_bn_here, monkeypatch, tmp_path):
+    """`keras-bn bench …` in `tmp_path`, which measures `results`."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, median=2.0, results=None, tried=None):
-        found = [measurement("a.tflite", median)] if results is None else results
-
+    def run(*arguments, results, tried=None, asked=None):
         def benchmark(paths, **options):
-            if isinstance(found, Exception):
-                raise found
-            return found
+            if asked is not None:
+                asked.append(options)
+            if isinstance(results, Exception):
+                raise results
+            return results
 
         monkeypatch.setattr(api, "benchmark", benchmark)
         monkeypatch.setattr(micro, "examine", lambda paths, **options: tried)
         if tried is not None:
             monkeypatch.setattr(micro, "require_package", lambda: None)
-        return keras_bn_here("bench", "a.tflite", *arguments)
+        return keras_bn_here("bench", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def bench(bench_here):
+    """`keras-bn bench a.tflite …`, where a.tflite takes `median` milliseconds."""
+
+    def run(*arguments, median=2.0, results=None, **options):
+        found = [measurement("a.tflite", median, repeats=5)] if results is None else results
+        return bench_here("a.tflite", *arguments, results=found, **options)
 
     return run
 
@@ -79,7 +93,16 @@ def test_doubt_passes_with_advice(bench):
     bench("--save", "base.json", results=few)
     run = bench(*LIMIT, median=9.0)
     assert run.returncode == 0
-    assert "inconclusive" in run.stdout and "raise --runs" in run.stdout
+    assert "inconclusive" in run.stdout and "raise --repeat" in run.stdout
+
+
+def test_a_baseline_is_measured_in_five_runs_and_other_results_in_one(bench):
+    asked = []
+    bench("--save", "base.json", asked=asked)
+    bench("--against", "base.json", asked=asked)
+    bench("-o", "results.json", asked=asked)
+    bench("--against", "base.json", "--repeat", "3", asked=asked)
+    assert [each["repeats"] for each in asked] == [5, 5, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -171,3 +194,25 @@ def test_without_the_package_nothing_is_measured(bench, monkeypatch):
     run = bench("--device", "host", "--device", "tflm", results=AssertionError("measured"))
     assert run.returncode == 3
     assert "pip install --pre tflite-micro" in run.stderr
+
+
+# --- The page ----------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "ci.md"
+
+
+def test_the_commands_of_the_page_for_ci(bench_here, tmp_path):
+    """In the order in which a reader runs them."""
+    commands = re.findall(r"^\$ keras-bn bench (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        words = shlex.split(command)
+        models = [word for word in words if word.endswith(".tflite")]
+        run = bench_here(*words, results=[measurement(model) for model in models], tried=[RUNS])
+        assert run.returncode == 0, f"{command}: {run.stderr}"
+        assert "within the limit" in run.stdout or "--against" not in words
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "baseline.json",
+        "micro.json",
+        "results.json",
+    }
