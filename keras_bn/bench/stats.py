@@ -10,6 +10,7 @@ have one distribution over the whole run: a drift breaks them, and `drift` looks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -278,10 +279,12 @@ def _interval(resampled: npt.NDArray[np.float64]) -> tuple[float, float]:
 def _student_quantile(freedom: float) -> float:
     """The 97.5th percentile of Student's t distribution with `freedom` ≥ 1 degrees of freedom.
 
-    With t = √ν · tan θ, the density of θ is cos θ to the power ν − 1, up to its scale.
+    With t = √ν · tan θ, the density of θ is cos θ to the power ν − 1 over its integral, which for a
+    quarter turn is √π/2 · Γ(ν/2) / Γ((ν + 1)/2).
     """
-    angle = np.linspace(0, np.pi / 2, 100_001)
+    angle = np.linspace(0, np.pi / 2, 10_001)
     density = np.cos(angle) ** (freedom - 1)
-    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    found = np.interp(CONFIDENCE * area[-1], area, angle)
+    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])]) * angle[1] / 2
+    logarithms = math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2)
+    found = np.interp(CONFIDENCE * math.sqrt(math.pi) / 2 * math.exp(logarithms), area, angle)
     return float(np.sqrt(freedom) * np.tan(found))

@@ -206,7 +206,7 @@ def test_ratio_of_runs_is_welchs_interval_of_their_logarithms():
 
 @pytest.mark.parametrize("freedom", [1, 1.3, 2, 3.7, 8, 30, 1000])
 def test_students_quantile_is_scipys(freedom):
-    # A trapezoidal rule of 100 000 steps; at one degree of freedom the density of the angle is even.
+    # A trapezoidal rule of 10 000 steps.
     exact = scipy.stats.t.ppf(0.975, freedom)
     assert stats._student_quantile(freedom) == pytest.approx(exact, rel=1e-5)
 
