@@ -178,6 +178,15 @@ def test_what_is_there_is_not_sent_again(local, file):
     assert len(local.scripts) == sent + 1  # the look into the folder
 
 
+@pytest.mark.parametrize("content", [b"", b"other"])
+def test_a_file_that_lost_its_content_is_sent_anew(local, file, content):
+    """As after a power failure."""
+    upload(local, [str(file)], timeout_s=20)
+    (local.home / "cache folder" / name_of(file)).write_bytes(content)
+    upload(local, [str(file)], timeout_s=20)
+    assert local.files == {name_of(file): file.read_bytes()}
+
+
 @pytest.mark.parametrize("there_bytes", [0, 1, 65536, 100_000, 262_144, 300_004])
 def test_a_part_is_continued(local, file, there_bytes):
     content = file.read_bytes()

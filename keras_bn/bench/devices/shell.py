@@ -375,6 +375,10 @@ def _word(path: str) -> str:
 
 # --- Files -------------------------------------------------------------------------------------
 
+# macOS has the latter.
+SHA256 = """sha256() {
+if command -v sha256sum >/dev/null; then sha256sum <$1; else shasum -a 256 <$1; fi; }"""
+
 
 @dataclass(frozen=True)
 class File:
@@ -451,21 +455,25 @@ def upload(
 def _sizes(shell: Shell, names: set[str], timeout_s: float) -> dict[str, int | None]:
     """How many bytes of each file an interrupted transfer left; None for those that are whole.
 
-    Makes the folder, and removes from it what has long been unused.
+    Makes the folder, and removes from it what has long been unused. Files are read every time: a
+    board that loses its power may keep the name of a file and not its content.
     """
     script = f"""umask 077
 mkdir -p {shell.folder} && cd {shell.folder} || exit
+{SHA256}
 for name in {" ".join(sorted(names))}; do
-if [ -f $name ]; then touch $name; echo $name whole
-elif [ -f $name.part ]; then echo $name $(wc -c <$name.part)
-else echo $name 0; fi
+if [ -f $name ]; then
+case $(sha256 $name) in $name*) touch $name; echo $name whole; continue ;; esac
+rm -f $name
+fi
+if [ -f $name.part ]; then echo $name $(wc -c <$name.part); else echo $name 0; fi
 done
-find . -type f -name '{"[0-9a-f]" * 64}*' -mtime +{UNUSED_DAYS} -exec rm -f {{}} ';'"""
+find . -type f -name '{"[0-9a-f]" * 64}*' -mtime +{UNUSED_DAYS} -exec rm -f {{}} ';' || true"""
     text = run(shell, script, timeout_s=timeout_s, doing="looking into its folder")
     found: dict[str, int | None] = {}
     for line in text.splitlines():
         name, _, size = line.partition(" ")
-        if name in names and (size == "whole" or size.strip().isdecimal()):
+        if name in names and re.fullmatch(r"whole|\s*[0-9]{1,18}", size):
             found[name] = None if size == "whole" else int(size)
     if found.keys() != names:
         raise DeviceError(f"{shell.name} did not tell which files it has: {printable(text)!r}")
@@ -480,6 +488,7 @@ def _send(
         part = f"{file.name}.part"
         script = f"""umask 077
 cd {shell.folder} || exit
+{SHA256}
 dd of={part} bs={BLOCK_BYTES} seek={start_block} conv=notrunc status=none || {{
 status=$?; rm -f {part}; exit $status; }}
 end_if_whole() {{
@@ -487,8 +496,7 @@ if [ -f {file.name} ]; then rm -f {part}; echo whole; exit; fi; }}
 end_if_whole
 size=$(wc -c <{part})
 if [ $size -lt {file.size_bytes} ]; then echo cut short at $size bytes; exit; fi
-if command -v sha256sum >/dev/null; then sum=$(sha256sum <{part}); else
-sum=$(shasum -a 256 <{part}); fi
+sum=$(sha256 {part})
 case $sum in {file.name}*) mv {part} {file.name} ;; esac
 end_if_whole
 rm -f {part}; echo other $sum"""
