@@ -92,7 +92,7 @@ def _in_a_graph(
         )
 
     def add(calls: list[list[Any]]) -> None:
-        for moments in _side_by_side(calls, sizes, ops):
+        for moments in _side_by_side(calls, sizes):
             new = estimate.of(tf.cast(moments, tf.float64), ops)
             state.assign(estimate.merged(state.read_value(), new, ops))
 
@@ -162,16 +162,16 @@ def _compiled(
     others = [variable.value for variable in model.non_trainable_variables]
     with recording(layers, record) as training:
 
-        def step(trainable: Any, others: Any, x: Any) -> tuple[list[list[Any]], Any]:
+        def step(trainable: Any, others: Any, x: Any) -> tuple[list[Any], Any]:
             recorded[:] = [[] for _ in layers]
             _, others = model.stateless_call(trainable, others, x, training=training)
-            return recorded, others
+            return list(_side_by_side(recorded, channels(layers))), others
 
         shardings = processes.result_shardings(others)
         step = jax.jit(step, out_shardings=shardings)
         for x in batches:
             calls, others = step(trainable, others, tree.map_structure(array, x))
-            state = _with(state, layers, estimate, jax.device_get(calls))
+            state = _with(state, estimate, calls)
     return state
 
 
@@ -184,7 +184,7 @@ def _eagerly(
     recorded: list[list[Any]] = []
 
     def record(index: int, batch: Moments) -> None:
-        recorded[index].append(_stacked(batch))
+        recorded[index].append(_stacked(batch, torch))
 
     device = model.variables[0].value.device
 
@@ -196,30 +196,33 @@ def _eagerly(
             recorded[:] = [[] for _ in layers]
             with keras.device(str(device)):
                 model(tree.map_structure(tensor, x), training=training)
-            calls = tree.map_structure(ops.convert_to_numpy, recorded)
-            state = _with(state, layers, estimate, calls)
+                calls = list(_side_by_side(recorded, channels(layers)))
+            state = _with(state, estimate, calls)
     return state
 
 
-def _stacked(batch: Moments) -> Any:
-    """(mean, variance, count) × channels in one tensor, to be moved as one."""
-    count = ops.broadcast_to(ops.cast(batch.count, batch.mean.dtype), batch.mean.shape)
-    return ops.reshape(ops.stack([batch.mean, batch.variance, count]), (3, -1))
+def _stacked(batch: Moments, xp: Any = ops) -> Any:
+    """(mean, variance, count) × channels in one tensor, to be moved as one.
+
+    `xp` is keras.ops, or torch: outside a graph, Keras's functions look for symbolic tensors in
+    the list they are given for longer than the layer computes.
+    """
+    count = xp.zeros_like(batch.mean) + batch.count
+    return xp.reshape(xp.stack([batch.mean, batch.variance, count]), (3, -1))
 
 
-def _side_by_side(calls: Sequence[Sequence[Any]], sizes: Sequence[int], xp: Any) -> Iterator[Any]:
+def _side_by_side(calls: Sequence[Sequence[Any]], sizes: Sequence[int]) -> Iterator[Any]:
     """(mean, variance, count) × the channels of all layers: of their first calls, their second, …
 
     Args:
         calls: The stacked moments of each layer's calls. A layer that was called less often than
             another saw no element in the calls that it lacks.
         sizes: How many channels each layer has.
-        xp: NumPy or keras.ops.
     """
     for together in zip_longest(*calls):
         parts = zip(together, sizes, strict=True)
-        yield xp.concatenate(
-            [xp.zeros((3, size)) if one is None else one for one, size in parts], 1
+        yield ops.concatenate(
+            [ops.zeros((3, size)) if one is None else one for one, size in parts], 1
         )
 
 
@@ -227,9 +230,9 @@ def _zeros(layers: Sequence[Any], estimate: Estimate) -> Array:
     return np.zeros((estimate.parts, sum(channels(layers))))
 
 
-def _with(state: Array, layers: Sequence[Any], estimate: Estimate, calls: list[Any]) -> Array:
-    """The `state` after another batch, in which the layers' `calls` saw what they hold."""
-    for moments in _side_by_side(calls, channels(layers), np):
+def _with(state: Array, estimate: Estimate, calls: Sequence[Any]) -> Array:
+    """The `state` after another batch, in whose `calls` the layers saw what these hold."""
+    for moments in map(ops.convert_to_numpy, calls):
         state = estimate.merged(state, estimate.of(moments.astype("float64"), np), np)
     return state
 
