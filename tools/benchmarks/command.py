@@ -7,12 +7,15 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+PACKAGES = ("tensorflow", "jax", "torch", "keras", "numpy")
 
 
 def main(run: Callable[[bool], dict[str, Any]], table: Callable[[dict[str, Any]], Table]) -> None:
@@ -55,7 +58,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("tensorflow", "keras", "numpy")},
+        **{package: version(package) for package in PACKAGES if find_spec(package)},
     }
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 from rich.table import Table
 
@@ -78,6 +77,8 @@ def table(document: dict[str, Any]) -> Table:
 def _measure(
     network: str, variant: str, features: int, jit_compile: bool, seconds: float
 ) -> dict[str, float]:
+    import tensorflow as tf
+
     rng = np.random.default_rng(0)
     x = tf.constant(rng.normal(size=(BATCH, TIME, features)), tf.float32)
     cell = TEXTBOOK[network](UNITS, variant)
