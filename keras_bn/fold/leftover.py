@@ -15,6 +15,7 @@ from keras_bn.fold.absorb.normalization import affine_end
 from keras_bn.fold.affine import Affine, Array, Shape
 from keras_bn.fold.sources import Met, gamma_beta, read_batch_norm, spread
 from keras_bn.graph.view import Node
+from keras_bn.layers import BatchNormalization
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,22 @@ def leftover(
     if whole and isinstance(layer, layers.BatchNormalization) and _fits(layer, affine.scale):
         config = {"center": True, "scale": True}
         return Leftover(None, lambda: _batch_norm_weights(layer, affine, met.mean), config)
+    if affine.scales and _misplaced(affine.scale):
+        return _batch_normalization(policy, affine)
     # Arrays, since Keras reads lists as float32 even where the layer computes in float64.
     scale: Any = affine.scale if affine.scales else 1.0
     shift: Any = affine.shift if affine.shifts else 0.0
     return Leftover(lambda: layers.Rescaling(scale, shift, dtype=policy), dict)
+
+
+def _misplaced(scale: Array) -> bool:
+    """Whether a Rescaling would take `scale` for one of channels in front of an image.
+
+    Where images have their channels first, Keras appends axes to what has fewer than three.
+    """
+    return (
+        keras.config.image_data_format() == "channels_first" and scale.size > 1 and scale.ndim < 3
+    )
 
 
 def is_depthwise(affine: Affine, shape: Shape) -> bool:
@@ -77,6 +90,19 @@ def _depthwise(policy: Any, affine: Affine, channels: Any) -> Leftover:
     return Leftover(
         lambda: layers.DepthwiseConv2D(1, data_format="channels_last", dtype=policy), weights
     )
+
+
+def _batch_normalization(policy: Any, affine: Affine) -> Leftover:
+    """One of mean 0 and variance 1, over the axes that `affine` varies along."""
+    axes = [axis + 1 for axis, length in enumerate(affine.shape) if length != 1]
+    layer = BatchNormalization(axis=axes, center=affine.shifts, dtype=policy)
+    scale, shift = affine.scale.squeeze(), affine.shift.squeeze()
+    zero, one = np.zeros_like(scale), np.ones_like(scale)
+    gamma, beta = gamma_beta(scale, shift, zero, one, layer.epsilon)
+    weights = {"gamma": gamma, "moving_mean": zero, "moving_variance": one}
+    if affine.shifts:
+        weights["beta"] = beta
+    return Leftover(lambda: type(layer).from_config(layer.get_config()), lambda: weights)
 
 
 def _fits(layer: Any, array: Array) -> bool:
@@ -118,10 +144,14 @@ def end_leftover(node: Node, affine: Affine) -> Leftover:
     rule = absorb.rule_for(layer)
     assert rule is not None and rule.backward is not None
     change = rule.backward(layer, affine)
+    config, needed = rule.gains(layer), set(rule.read(layer))
+    if needed == {"gamma", "beta"}:  # to multiply by 1 or to add 0 would be an operation as well
+        config = {"scale": affine.scales, "center": affine.shifts}
+        needed = {name for name, has in zip(("gamma", "beta"), config.values(), strict=True) if has}
 
     def weights() -> dict[str, Array]:
         shapes = {name: value.shape for name, value in rule.read(layer).items()}
         one = {name: np.full(shape, float(name != "beta")) for name, shape in shapes.items()}
-        return change(one)
+        return {name: value for name, value in change(one).items() if name in needed}
 
-    return Leftover(None, weights, rule.gains(layer))
+    return Leftover(None, weights, config)

@@ -4,6 +4,7 @@ TensorFlow's own converter leaves a multiplication and an addition in most of th
 stay of a normalization has its reason beside it. The oracle is the original model in Keras.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -363,7 +364,7 @@ ACTIVATIONS = [
     ),
     Case(
         "GELU",
-        lambda: written_out(lambda x: 0.5 * x * (1 + keras.ops.erf(x / np.sqrt(2)))),
+        lambda: written_out(lambda x: 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))),
         {"CONV_2D": 2, "GELU": 1},
     ),
 ]
@@ -414,6 +415,21 @@ OTHERS = [
             "MUL": 2,
             "FULLY_CONNECTED": 1,
         },
+    ),
+    # The ReLU lets the scale pass, so that of gamma and beta the addition alone is left.
+    Case(
+        "LayerNormalization-BN-ReLU-Dense",
+        lambda: stack(SEQUENCE, layers.LayerNormalization(), bn(), layers.ReLU(), layers.Dense(5)),
+        {
+            "MEAN": 2,
+            "SQUARED_DIFFERENCE": 1,
+            "NEG": 1,
+            "ADD": 3,
+            "RSQRT": 1,
+            "MUL": 2,
+            "FULLY_CONNECTED": 1,
+        },
+        positive=True,
     ),
     # x/√(mean of x² + epsilon) is left: the first Dense gives values of mean zero.
     Case(

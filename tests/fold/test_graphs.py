@@ -733,3 +733,24 @@ def test_normalizations_of_every_step_in_training_or_of_broken_statistics():
     each.layer.moving_mean.assign(np.full(4, np.nan))
     with pytest.raises(UnsupportedModelError, match="moving_mean of 'norm' holds NaN"):
         keras_bn.fold(keras.Model(inputs, layers.Dense(3)(each(inputs))))
+
+
+@pytest.fixture
+def channels_first():
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format(before)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (5, 5)])
+def test_a_scale_or_shift_that_stays_where_images_have_their_channels_first(channels_first, shape):
+    """Keras takes a Rescaling's scale for one of channels then, whatever it scales."""
+    inputs = keras.Input(shape)
+    scaled = bn("scaled")(layers.Activation("tanh")(inputs))
+    negated = bn("negated")(layers.Activation("tanh")(inputs))
+    outputs = [layers.Softmax()(2.0 * scaled), layers.Softmax()(1.0 - negated)]
+    rows = layers.BatchNormalization(axis=1, name="rows")(layers.ReLU()(inputs))
+    outputs.append(layers.Dense(2)(layers.ReLU()(rows)))
+    model = randomize(keras.Model(inputs, outputs))
+    assert_agree(model, keras_bn.fold(model, verify=False).model)
