@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from keras_bn.bench import api, document, result
+from keras_bn.bench import document, result
+from keras_bn.bench.api import benchmark
 from keras_bn.bench.request import Request
 from keras_bn.errors import DeviceError
 from keras_bn.report import results
+from tests.bench.stand_in import model
 
 MODELS = ("a b.tflite", "c.tflite")
 REQUEST = Request(
@@ -157,19 +159,29 @@ HOSTILE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    for name in MODELS:
+        model(path / name)
+    return path
+
+
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(map(str, path)))
-def test_whatever_stands_anywhere_is_refused_or_harmless(path):
+def test_whatever_stands_anywhere_is_refused_or_harmless(path, folder, monkeypatch):
     """No other error than DeviceError, and what passes makes a results.json."""
+    monkeypatch.chdir(folder)
     for value in HOSTILE:
+        text = json.dumps(replaced(path, value))
+        monkeypatch.setattr(
+            "keras_bn.bench.devices.resolve",
+            lambda device, text=text: lambda request: read(text),
+        )
         try:
-            found = read(json.dumps(replaced(path, value)))
+            measured = benchmark(MODELS, device="ssh://it", threads=REQUEST.threads, runs=3)
         except DeviceError as error:
             assert "\x1b" not in str(error) and "\0" not in str(error)
             continue
-        measured = [
-            api._result(each, found["models"][0], "ssh://it", found["environment"])
-            for each in found["measurements"]
-        ]
         written = results.document(title="T", environment={}, benchmarks=measured)
         assert not re.search("\\\\u001b|\\\\u0000|\\\\u202e", json.dumps(written))
         assert all(result.from_json(result.to_json(each)) == each for each in measured)
