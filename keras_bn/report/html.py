@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from keras_bn.report import (
+    baseline,
     converted,
     environment,
     folding,
@@ -93,6 +94,8 @@ def render_html(document: dict[str, Any]) -> str:
         operations=converted.operations(document),
         planes=trade_offs.planes(document),
         frontiers=frontier.frontiers(document),
+        changes=baseline.changes(document),
+        unmatched=baseline.unmatched(document),
         devices=[
             (device, Charts(strips.strips(rows, colours), scaling.plane(rows, colours)))
             for device, (_, rows) in zip(

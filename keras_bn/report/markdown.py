@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from keras_bn.report import (
+    baseline,
     converted,
     environment,
     folding,
@@ -49,6 +50,9 @@ def _blocks(document: dict[str, Any]) -> Iterator[str]:
     if sentences:
         yield "\n".join(f"- {_escape(sentence)}" for sentence in sentences)
     yield from _section("Converted models", [converted.overview(document)])
+    yield from _section("Against the baseline", [baseline.changes(document)])
+    for sentence in baseline.unmatched(document):
+        yield _escape(sentence)
     devices = measured.devices(document)
     if devices:
         yield "## Latency"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-# Colours in report.css, each with a shape of its own in charts; more models than that share them,
-# and each is labelled anyway.
+# Colours in report.css, each with a shape of its own in charts.
 COLOURS = 6
+# Solid shapes, then hollow ones; more models than that share them, and each is named anyway.
+STYLES = 2 * COLOURS
 
 
 def colours(document: dict[str, Any]) -> dict[str, int]:
-    """Every model's colour, the same in all charts and tables."""
+    """Every model's style, the same in all charts and tables: its colour, and from 6 on hollow."""
     parts = ("conversions", "benchmarks", "microcontrollers")
     names = [record["name"] for part in parts for record in document[part]]
-    return {name: index % COLOURS for index, name in enumerate(dict.fromkeys(names))}
+    return {name: index % STYLES for index, name in enumerate(dict.fromkeys(names))}
 
 
 def by_device(records: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -101,7 +101,8 @@ def test_bench_then_report(converted, tmp_path, keras_bn_here):
     assert measured == json.loads((tmp_path / "results.json").read_text())
     assert len(measured["benchmarks"]) == 4
     assert all(len(b["latency_ms"]["samples"]) == 12 for b in measured["benchmarks"])
-    for name, start in (("report.html", "<!doctype html>"), ("report.md", "#")):
+    formats = (("report.html", "<!doctype html>"), ("report.md", "#"), ("report.csv", "model,"))
+    for name, start in formats:
         drawn = keras_bn_here("report", tmp_path / "results.json", "-o", tmp_path / name)
         assert drawn.returncode == 0, drawn.stderr
         assert (tmp_path / name).read_text().lower().startswith(start)

@@ -1,4 +1,4 @@
-"""The colours of models can be told apart, also with one kind of cone missing."""
+"""The colours of models stand out, and apart, also with one kind of cone missing."""
 
 import itertools
 import re
@@ -68,3 +68,14 @@ def test_colours_are_apart(schemes, scheme, vision):
     lab = np.cbrt(seen @ np.transpose(LMS)) @ np.transpose(LAB)
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)]
     assert min(distances) > 0.1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_names_in_any_colour_can_be_read(schemes, scheme):
+    """WCAG 1.4.3 wants 4.5:1 for text."""
+    luminance = {
+        name: linear(colour) @ [0.2126, 0.7152, 0.0722] for name, colour in schemes[scheme].items()
+    }
+    for name in (*(f"c{index}" for index in range(COLOURS)), "ink", "muted", "link"):
+        dark, light = sorted((luminance[name], luminance["paper"]))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, name

@@ -2,9 +2,12 @@
 
 import csv
 import io
+import re
+from pathlib import Path
 
 import pytest
 
+import keras_bn
 from keras_bn.report.csv import COLUMNS, render_csv
 from keras_bn.report.results import document
 from tests.report.example import FLOAT, INT8, conversion, measurement, three_devices
@@ -108,3 +111,8 @@ def test_names_of_the_same_file_agree_with_the_other_reports():
     )
     [row] = rows(written)
     assert (row["model"], row["file"]) == ("net-float32", str(FLOAT))
+
+
+def test_the_documentation_explains_the_same_columns():
+    page = (Path(keras_bn.__file__).parents[1] / "docs" / "reports.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE)) == COLUMNS

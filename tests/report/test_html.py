@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_bn.bench.baseline import compared
 from keras_bn.bench.result import Operation, OutputDeviation
 from keras_bn.fold.result import FoldedLayer, FoldResult, KeptLayer
-from keras_bn.report import plane, strips, texts
+from keras_bn.report import plane, selection, strips, texts
 from keras_bn.report.html import render_html
+from keras_bn.report.markdown import render_markdown
 from keras_bn.report.quantities import MISSING
 from keras_bn.report.results import ModelSummary, document
 from tests.report.example import (
@@ -120,11 +122,13 @@ def test_dark_and_light_and_narrow_have_styles(root):
 def test_every_variable_and_class_of_a_colour_is_defined(root):
     style = root.one("style").text
     used = set(re.findall(r"var\((--[a-z0-9]+)\)", style))
-    assert used <= {"--c"} | set(re.findall(r"(--[a-z0-9]+):", style))
+    assert used <= {"--c", "--inside", "--edge"} | set(re.findall(r"(--[a-z0-9]+):", style))
     for scheme in ("light", "dark"):
         block = style.split("prefers-color-scheme: dark")[scheme == "dark"]
-        for index in range(6):
+        for index in range(selection.COLOURS):
             assert f"--c{index}:" in block
+    for index in range(selection.STYLES):
+        assert f".c{index} {{" in style
 
 
 def test_ids_are_unique_and_references_hold(root):
@@ -456,6 +460,32 @@ def test_microcontrollers_tell_what_runs_in_how_much(three):
     assert reasons == [["net-float32", MISSING, "Didn't find op for CUMSUM"]]
     assert outputs[1] == ["net-int8", "features", "float32", "1.0·10⁻⁷", MISSING, "∞", "8"]
     assert facts(section) == {"tflite-micro": "0.dev1", "ai-edge-litert": "2.3.0"}
+
+
+def test_a_run_beside_its_baseline():
+    measured = [measurement(FLOAT, 4.0), measurement(INT8, 1.5)]
+    written = document(title="", environment={}, benchmarks=measured)
+    before = [measurement(FLOAT, 3.0), measurement("out/other.tflite")]
+    earlier = document(title="", environment={}, benchmarks=before)["benchmarks"]
+    changes = compared(written["benchmarks"], earlier, limit=0.05)
+    written["against"] = json.loads(json.dumps(dataclasses.asdict(changes)))
+    section = page(written).one("section", aria_labelledby="baseline")
+    [[name, device, verdict, _, threads, then, now, ratio, _]] = cells(section.one("table"))
+    assert (name, device, verdict, threads) == ("net-float32", "host", "slower", "1")
+    assert float(then) == pytest.approx(3.0, rel=0.01)
+    assert float(now) == pytest.approx(4.0, rel=0.01)
+    assert float(ratio.removesuffix("\u00d7")) == pytest.approx(4 / 3, rel=0.02)
+    assert "slower counts from 5.0 % on" in section.text
+    notes = [note.text for note in section.all("p")]
+    assert [note.partition(":")[0] for note in notes] == [
+        "Not measured again",
+        "Not in the baseline",
+    ]
+    assert "other" in notes[0]
+    assert "net-int8" in notes[1]
+    text = render_markdown(written)
+    assert "## Against the baseline" in text
+    assert "| net-float32 | host | slower |" in text
 
 
 def test_without_conversions_size_is_drawn_against_latency():

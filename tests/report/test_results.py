@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from keras_bn.report import results
 from keras_bn.report.html import render_html
 from keras_bn.report.markdown import render_markdown
 from keras_bn.report.results import ModelSummary, document, load, save
@@ -187,6 +188,16 @@ def test_what_is_no_results_document_says_so(tmp_path, content, words):
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"(?s)results\\.json cannot be read: .*({words})"):
+        load(path)
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end(monkeypatch, tmp_path):
+    path = tmp_path / "results.json"
+    save(whole(), path)
+    monkeypatch.setattr(results, "LARGEST_BYTES", path.stat().st_size)
+    assert load(path) == whole()
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"results\.json cannot be read: it has more than \d+ byt"):
         load(path)
 
 
