@@ -68,7 +68,8 @@ def examine(
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError, TypeError: an argument is out of range, or a file is not a `.tflite` file.
-        DeviceError: `tflite-micro` is not installed, or LiteRT itself does not run a file.
+        DeviceError: `tflite-micro` is not installed, or LiteRT itself does not run a file. The
+            other files are tried all the same: their results are the error's `results`.
 
     Example:
         >>> [result] = examine("int8.tflite")  # doctest: +SKIP
@@ -81,13 +82,20 @@ def examine(
     if not 0 < timeout_s < float("inf"):
         raise ValueError(f"timeout_s must be positive and finite, received {timeout_s}.")
     require_package()
-    results = []
+    results, failures = [], []
     for done, path in enumerate(files):
         if progress is not None:
             progress(done, len(files), f"trying {path}")
-        results.append(_examine(path, samples, seed, timeout_s))
+        try:
+            results.append(_examine(path, samples, seed, timeout_s))
+        except DeviceError as error:
+            failures.append(error)
     if progress is not None:
         progress(len(files), len(files), "done")
+    if failures:
+        failure = failures[0] if len(failures) == 1 else DeviceError("\n".join(map(str, failures)))
+        failure.results = tuple(results)
+        raise failure
     return results
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -48,12 +49,12 @@ STOPPED_BY = re.compile(
 Arrays = list[np.ndarray]
 
 
-def main(kind: str, *arguments: str) -> None:
-    """Do the work of `kind` and exit; 1 if it cannot be done."""
-    threading.Thread(target=end_with_the_caller, daemon=True).start()
+def main(kind: str, path: str, folder: str, *options: str) -> None:
+    """Do the work of `kind` on the file at `path` and exit; 1 if it cannot be done."""
+    threading.Thread(target=end_with_the_caller, args=(folder,), daemon=True).start()
     stdout = runner.take_stdout()
     try:
-        document = WORK[kind](*arguments)
+        document = WORK[kind](path, folder, *options)
     except runner.RunError as error:
         document = {"error": str(error)}
     with stdout:
@@ -63,10 +64,11 @@ def main(kind: str, *arguments: str) -> None:
     os._exit(1 if "error" in document else 0)
 
 
-def end_with_the_caller() -> None:
-    """Kill this process and its children when standard input, which the caller holds, closes."""
+def end_with_the_caller(folder: str) -> None:
+    """Leave nothing when standard input closes: the caller, who holds it, was killed."""
     while os.read(0, 4096):
         pass
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(os.getpid(), signal.SIGKILL)  # the caller started a process group
 
 

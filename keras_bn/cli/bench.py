@@ -195,6 +195,7 @@ def bench(
                     tried += examine(models, timeout_s=timeout, progress=advance)
             except DeviceError as error:
                 failures.append(error)
+                tried += error.results
         if failures and not results and not tried:
             raise failures[0]
         gained = speedups(results)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 from keras_bn.bench.micro import deviation, examine
 from keras_bn.bench.micro_worker import condensed, operation_in, smallest
 from keras_bn.errors import DeviceError
+from tests.bench.test_host import eventually_none_running, running
 
 needs_tflite_micro = pytest.mark.skipif(
     importlib.util.find_spec("tflite_micro") is None,
@@ -210,11 +213,16 @@ def test_without_the_package_the_command_that_installs_it_is_told(models, monkey
         examine(models.small)
 
 
-def test_a_file_that_litert_does_not_run_is_a_device_error(tmp_path, stand_in):
+def test_a_file_that_litert_does_not_run_is_a_device_error_with_the_others_results(
+    models, tmp_path, stand_in
+):
+    stand_in("runs")
     path = tmp_path / "broken.tflite"
     path.write_bytes(b"\x1c\0\0\0TFL3 and nothing else")
-    with pytest.raises(DeviceError, match=r"LiteRT does not run .*broken\.tflite: "):
-        examine(path)
+    with pytest.raises(DeviceError, match=r"LiteRT does not run .*broken\.tflite: ") as caught:
+        examine([path, models.small])
+    [result] = caught.value.results
+    assert (result.model, result.runs) == (str(models.small), True)
 
 
 @pytest.mark.parametrize(
@@ -284,3 +292,26 @@ def test_the_operation_is_found_in_the_interpreters_words(words, operation):
 def test_words_become_one_line_that_a_terminal_can_show():
     assert condensed("one\n \none\ntwo\x1b[31m\n") == "one; two\N{REPLACEMENT CHARACTER}[31m"
     assert len(condensed("x" * 5000)) == 1002
+
+
+EXAMINE = "import sys; from keras_bn.bench.micro import examine; examine(sys.argv[1])"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_nothing_outlives_its_caller(models, tmp_path, stand_in, end):
+    """A caller that is killed cannot clean up: what it started has to notice."""
+    stand_in("hangs")
+    path = tmp_path / "hangs.tflite"
+    path.write_bytes(models.small.read_bytes())
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "TMPDIR": f"{tmp_path}/temporary"}
+    caller = subprocess.Popen(
+        [sys.executable, "-c", EXAMINE, path], env=environment, stderr=subprocess.DEVNULL
+    )
+    while len(running(path)) < 3:  # the caller, TFLM's process, and the try in its child
+        assert caller.poll() is None
+        time.sleep(0.02)
+    caller.send_signal(end)
+    assert caller.wait(timeout=30)
+    assert eventually_none_running(path)
+    assert list((tmp_path / "temporary").iterdir()) == []
