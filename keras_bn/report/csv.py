@@ -34,7 +34,8 @@ COLUMNS = {
     "p95_ms": "95th percentile.",
     "p99_ms": "99th percentile.",
     "maximum_ms": "The longest of them.",
-    "runs": "How many there were.",
+    "invokes": "How many there were.",
+    "repeats": "In how many separate runs.",
     "preempted": "In how many of them another program got the CPU.",
     "init_ms": "Building the interpreter and allocating its tensors.",
     "first_invoke_ms": "The first invoke.",
@@ -54,6 +55,19 @@ COLUMNS = {
 # What a spreadsheet takes for the beginning of a formula, also in its full-width form and after
 # spaces (OWASP, "CSV Injection").
 FORMULA = ("=", "+", "-", "@")
+# Fields of a measurement that are columns under their own names.
+OF_BENCHMARK = (
+    "sha256",
+    "size_bytes",
+    "device",
+    "threads",
+    "repeats",
+    "preempted",
+    "init_ms",
+    "first_invoke_ms",
+    "peak_rss_bytes",
+    "runtime_rss_bytes",
+)
 QUANTILES = ("mean", "std", "minimum", "p5", "p95", "p99", "maximum")
 
 
@@ -116,16 +130,15 @@ def _benchmark(benchmark: dict[str, Any], speedups: list[dict[str, Any]]) -> dic
     latency = benchmark["latency_ms"]
     of = ("name", "device", "threads")
     speedup = next((s for s in speedups if all(s[key] == benchmark[key] for key in of)), None)
-    same = ("sha256", "size_bytes", "device", "threads", "preempted", "init_ms", "first_invoke_ms")
     row = {
         "model": benchmark["name"],
         "file": benchmark["model"],
-        **{name: benchmark[name] for name in (*same, "peak_rss_bytes", "runtime_rss_bytes")},
+        **{name: benchmark[name] for name in OF_BENCHMARK},
         "median_ms": latency["median"],
         "median_low_ms": latency["ci95"][0],
         "median_high_ms": latency["ci95"][1],
         **{f"{name}_ms": latency[name] for name in QUANTILES},
-        "runs": len(latency["samples"]),
+        "invokes": len(latency["samples"]),
         "warnings": len(benchmark["warnings"]),
     }
     if speedup is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from keras_bn.report import environment, quantities, selection
@@ -78,7 +78,7 @@ def _latency(benchmarks: list[dict[str, Any]]) -> Table:
     """A line for each measurement."""
     unit = TimeUnit(each["latency_ms"]["median"] for each in benchmarks)
     columns = ["Model", "Threads", "Median", "95 % interval"]
-    columns += ["Mean", "Std", "Min", "p5", "p95", "p99", "Max", "Runs"]
+    columns += ["Mean", "Std", "Min", "p5", "p95", "p99", "Max", "Invokes"]
     rows = []
     for each in benchmarks:
         figures = each["latency_ms"]
@@ -86,9 +86,15 @@ def _latency(benchmarks: list[dict[str, Any]]) -> Table:
         row = [Cell(each["name"]), Cell(str(each["threads"]), each["threads"])]
         row += [figure(figures["median"], unit), Cell(f"[{unit(low)}, {unit(high)}]", high - low)]
         row += [figure(figures[name], unit) for name in SPREAD]
-        row += [figure(len(figures["samples"]), quantities.thousands)]
+        row += [_invokes(len(figures["samples"]), each["repeats"])]
         rows.append(row)
     return Table(f"Steady-state latency in {unit.name}", columns, rows, keyed=True)
+
+
+def _invokes(count: int, repeats: int) -> Cell:
+    """How many were timed, and in how many separate runs if in several."""
+    told = quantities.thousands(count)
+    return Cell(told if repeats == 1 else f"{told} in {repeats} runs", count)
 
 
 def _loading(benchmarks: list[dict[str, Any]]) -> Table:
@@ -125,23 +131,25 @@ def _speedups(speedups: list[dict[str, Any]]) -> Table | None:
 
 
 def _kinds(profiled: list[dict[str, Any]]) -> Table | None:
-    """Where the time of each model goes, by kind of operation, the most of all first."""
+    """Where the time of each model goes with the fewest threads, the kind with the most first."""
     if not profiled:
         return None
-    times: dict[str, list[float]] = {}
+    profiled = selection.fewest_threads(profiled)
+    times: dict[str, dict[int, float]] = {}
     for column, each in enumerate(profiled):
         for operation in each["profile"]:
-            row = times.setdefault(operation["kind"], [0.0] * len(profiled))
-            row[column] += operation["mean_ms"]
-    sums = [sum(column) for column in zip(*times.values(), strict=True)]
-    longest = max(max(row) for row in times.values())
-    unit = TimeUnit([longest])
+            row = times.setdefault(operation["kind"], {})
+            row[column] = row.get(column, 0.0) + operation["mean_ms"]
+    sums = [sum(row.get(column, 0.0) for row in times.values()) for column in range(len(profiled))]
+    longest = max(value for row in times.values() for value in row.values())
+    unit = _unit(longest)
     rows = [
-        [Cell(kind), *(_time(value, unit, longest) for value in times[kind])]
-        for kind in sorted(times, key=lambda kind: (-sum(times[kind]), kind))
+        [Cell(kind), *(_time(times[kind].get(i), unit, longest) for i in range(len(profiled)))]
+        for kind in sorted(times, key=lambda kind: (-sum(times[kind].values()), kind))
     ]
-    columns = ["Kind of operation", *_measurements(profiled)]
-    caption = f"Time of one invoke by kind of operation, in {unit.name}"
+    columns = ["Kind of operation", *(each["name"] for each in profiled)]
+    threads = selection.threads(profiled[0])
+    caption = f"Time of one invoke by kind of operation, {threads}, in {unit.name}"
     total = [Cell("All"), *(Cell(unit(value), value) for value in sums)]
     return Table(caption, columns, rows, total=total)
 
@@ -150,7 +158,7 @@ def _profile(benchmark: dict[str, Any]) -> Table:
     """Every operation of one measurement, in the order they run."""
     operations = benchmark["profile"]
     longest = max(each["mean_ms"] for each in operations)
-    unit = TimeUnit([longest])
+    unit = _unit(longest)
     rows = [
         [
             *words([each["name"], each["kind"]]),
@@ -162,18 +170,19 @@ def _profile(benchmark: dict[str, Any]) -> Table:
         for position, each in enumerate(operations, start=1)
     ]
     columns = ["Operation", "Kind", "Position", "Calls", f"Time, {unit.name}", "Share"]
-    [about] = _measurements([benchmark])
+    about = f"{benchmark['name']}, {selection.threads(benchmark)}"
     return Table(f"Operations of {about}", columns, rows, texts=2)
 
 
-def _time(value_ms: float, unit: TimeUnit, longest_ms: float) -> Cell:
-    if value_ms <= 0:
-        return Cell(quantities.MISSING, 0.0)
-    return Cell(unit(value_ms), value_ms, value_ms / longest_ms)
+def _unit(longest_ms: float) -> TimeUnit:
+    """Three digits for what takes a tenth of the longest; less is of little interest."""
+    return TimeUnit([longest_ms / 10])
 
 
-def _measurements(benchmarks: list[dict[str, Any]]) -> list[str]:
-    return [f"{each['name']}, {selection.threads(each)}" for each in benchmarks]
+def _time(value_ms: float | None, unit: TimeUnit, longest_ms: float) -> Cell:
+    cell = figure(value_ms, unit)
+    share = value_ms / longest_ms if value_ms is not None and value_ms > 0 else None
+    return replace(cell, share=share)
 
 
 def _warnings(benchmarks: list[dict[str, Any]]) -> list[Doubt]:

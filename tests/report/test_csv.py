@@ -42,7 +42,8 @@ def test_figures_are_those_of_the_document():
     assert [float(row["median_low_ms"]), float(row["median_high_ms"])] == (
         measured["latency_ms"]["ci95"]
     )
-    assert (row["runs"], row["warnings"], row["quantize"]) == ("30", "1", "int8")
+    assert (row["invokes"], row["repeats"], row["warnings"]) == ("30", "1", "1")
+    assert row["quantize"] == "int8"
     assert (float(row["accuracy"]), float(row["snr_db"])) == (0.9742, 30.25)
     [speedup] = [
         each
