@@ -124,7 +124,7 @@ def bench(
     models are sent once and kept there for 30 days after they were last used.
 
     The device tflm is the interpreter of TensorFlow Lite Micro on this machine: it tells whether
-    the files run there and in how much memory, and takes no time. Exit 1 if one does not run.
+    the files run there and in how much memory, and times nothing. Exit 1 if one does not run.
 
     A baseline is measured, and measured against, in 5 separate runs (--repeat), whose spread the
     comparison counts. "Slower" is said where the whole 95 % interval of the ratio lies beyond the
