@@ -20,6 +20,7 @@ BENCHMARKS = (
     "fold_time",
     "fold_graphs",
     "fold_streams",
+    "fold_layer_norm",
     "fold_zoo",
     "conversion",
 )

@@ -15,8 +15,6 @@ with the float model's on held-out digits.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from tools.benchmarks.command import machine, main
+from tools.benchmarks.lite import invoke, stock
 from tools.benchmarks.timing import medians_ms
 
 if TYPE_CHECKING:
@@ -79,7 +78,6 @@ def table(document: dict[str, Any]) -> Table:
 
 def _measure(name: str, signs: str, seconds: float) -> list[dict[str, Any]]:
     import keras
-    from ai_edge_litert.interpreter import Interpreter
 
     import keras_bn
     from keras_bn.convert.flatbuffer import read_contents
@@ -93,7 +91,6 @@ def _measure(name: str, signs: str, seconds: float) -> list[dict[str, Any]]:
     if signs == "positive":
         _make_positive(model)
     rows, steps = [], {}
-    image = np.random.default_rng(0).normal(size=(1, SIDE, SIDE, 3)).astype("float32")
     for way, rebase in WAYS.items():
         row: dict[str, Any] = {"network": name, "gammas": signs, "file": way}
         folded = model
@@ -101,15 +98,12 @@ def _measure(name: str, signs: str, seconds: float) -> list[dict[str, Any]]:
             result = keras_bn.fold(model, rebase=rebase, one_operation=True)
             folded = result.model
             row |= {"folded": len(result.folded), "kept": len(result.kept)}
-        content = _stock(folded)
+        content = stock(folded)
         operations: Counter[str] = read_contents(content).ops
         row["operations"] = operations.total()
         row["scaling"] = sum(operations[operation] for operation in SCALING)
         rows.append(row)
-        interpreter = Interpreter(model_content=content, num_threads=1)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
-        steps[way] = interpreter.invoke
+        steps[way] = invoke(content)
     medians = medians_ms(steps, seconds=seconds)
     return [
         row | {"median_ms": medians[row["file"]], "ratio": medians[row["file"]] / medians["stock"]}
@@ -123,16 +117,6 @@ def _make_positive(model: keras.Model) -> None:
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.gamma is not None:
             layer.gamma.assign(keras.ops.abs(layer.gamma))
-
-
-def _stock(model: keras.Model) -> bytes:
-    """TensorFlow's converter at batch size 1, so that nothing but the fold differs."""
-    import keras
-    import tensorflow as tf
-
-    fixed = keras.Input(batch_shape=(1, *model.input_shape[1:]))
-    with contextlib.redirect_stdout(io.StringIO()):  # hundreds of lines of captures
-        return tf.lite.TFLiteConverter.from_keras_model(keras.Model(fixed, model(fixed))).convert()
 
 
 def _digits(seed: int) -> list[dict[str, Any]]:
