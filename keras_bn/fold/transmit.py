@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import layers
+from keras import config, layers
 from keras.src.ops import nn as activations
 from keras.src.ops import numpy as operators
 
@@ -139,7 +139,9 @@ def _single(
 def _spatial_axes(layer: Any, rank: int) -> list[int]:
     """The axes behind the batch axis that are not the channel axis."""
     axes = list(range(rank))
-    axes.pop(0 if getattr(layer, "data_format", None) == "channels_first" else -1)
+    # Operations of keras.ops leave it to the configuration where they are not told.
+    data_format = getattr(layer, "data_format", "channels_last") or config.image_data_format()
+    axes.pop(0 if data_format == "channels_first" else -1)
     return axes
 
 
@@ -230,8 +232,13 @@ def _order(operation: Any, rank: int) -> list[int]:
     """Which axis behind the batch axis each of the output's axes comes from."""
     if isinstance(operation, layers.Permute):
         return [axis - 1 for axis in operation.dims]
-    axes = operation.axes or range(rank, -1, -1)
-    axes = [axis % (rank + 1) for axis in axes]
+    numbered = np.empty(range(rank + 1))  # along each axis as long as its number
+    if isinstance(operation, operators.Swapaxes):
+        axes = numbered.swapaxes(operation.axis1, operation.axis2).shape
+    elif isinstance(operation, operators.Moveaxis):
+        axes = np.moveaxis(numbered, operation.source, operation.destination).shape
+    else:
+        axes = numbered.transpose(operation.axes).shape
     if axes[0] != 0:
         raise Refused(f"'{operation.name}' moves the batch axis")
     return [axis - 1 for axis in axes[1:]]
@@ -309,6 +316,46 @@ def _global(
         return affine.map(lambda array: np.squeeze(array, axes))
 
     return backward, forward
+
+
+# Reductions by keras.ops, over axes that are given by number.
+
+
+def _reduced(
+    change: Callable[[Any, Affine, Shapes], Affine],
+) -> tuple[Callable[..., Affine], Callable[..., Affine]]:
+    """Both directions through a mean or an extreme."""
+
+    def axes_of(operation: Any, shapes: Shapes) -> tuple[int, ...]:
+        rank = len(shapes.inputs[0])
+        given = range(rank + 1) if operation.axis is None else operation.axis
+        axes = tuple(axis % (rank + 1) - 1 for axis in given)
+        if -1 in axes:
+            raise Refused(f"'{operation.name}' reduces the batch axis")
+        return axes
+
+    def backward(operation: Any, affine: Affine, shapes: Shapes) -> Affine:
+        axes = axes_of(operation, shapes)
+        if not operation.keepdims:
+            affine = affine.map(lambda array: np.expand_dims(array, axes))
+        _require_constant(operation, affine, axes)
+        return change(operation, affine, shapes)
+
+    def forward(operation: Any, affine: Affine, shapes: Shapes) -> Affine:
+        axes = axes_of(operation, shapes)
+        _require_constant(operation, affine, axes)
+        affine = change(operation, affine, shapes)
+        return affine if operation.keepdims else affine.map(lambda array: np.squeeze(array, axes))
+
+    return backward, forward
+
+
+def _extreme(operation: Any, affine: Affine, shapes: Shapes) -> Affine:
+    if operation.initial is not None:
+        raise Refused(f"'{operation.name}' compares with a constant")
+    if np.any(affine.scale < 0):
+        raise Refused(f"a scale is negative, and '{operation.name}' compares elements")
+    return affine
 
 
 # Concatenate: each source takes its own stretch of the channels.
@@ -525,7 +572,10 @@ RULES = (
     ),
     Transmit((layers.RepeatVector,), *_single(_repeat_backward, _repeat_forward)),
     Transmit((layers.Flatten,), *_single(_flatten_backward, _flatten_forward)),
-    Transmit((layers.Permute, operators.Transpose), *_single(_permute_backward, _permute_forward)),
+    Transmit(
+        (layers.Permute, operators.Transpose, operators.Swapaxes, operators.Moveaxis),
+        *_single(_permute_backward, _permute_forward),
+    ),
     Transmit(
         (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D), *_single(_zero_padded)
     ),
@@ -535,6 +585,7 @@ RULES = (
             layers.AveragePooling1D,
             layers.AveragePooling2D,
             layers.AveragePooling3D,
+            activations.AveragePool,
             layers.Cropping1D,
             layers.Cropping2D,
             layers.Cropping3D,
@@ -558,6 +609,7 @@ RULES = (
             layers.MaxPooling1D,
             layers.MaxPooling2D,
             layers.MaxPooling3D,
+            activations.MaxPool,
             *_of_keras("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"),
         ),
         *_single(_maximum),
@@ -574,6 +626,8 @@ RULES = (
         (layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
         *_single(*_global(_maximum)),
     ),
+    Transmit((operators.Mean,), *_single(*_reduced(_unchanged))),
+    Transmit((operators.Max, operators.Min), *_single(*_reduced(_extreme))),
     Transmit(
         (layers.Concatenate, operators.Concatenate), _concatenate_backward, _concatenate_forward
     ),

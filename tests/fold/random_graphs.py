@@ -100,6 +100,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ops.leaky_relu": lambda x: ops.leaky_relu(x, negative_slope=0.1),
     "ops.tanh": lambda x: ops.tanh(x),
     "ops.transpose": lambda x: ops.transpose(x, (0, *range(len(x.shape) - 1, 0, -1))),
+    "ops.swapaxes": lambda x: ops.swapaxes(x, 1, -1),
+    "ops.mean": lambda x: ops.mean(x, axis=1),
+    "ops.max": lambda x: ops.max(x, axis=1, keepdims=True),
     "ops.expand_dims": lambda x: ops.expand_dims(x, 1),
     "ops.squeeze": lambda x: ops.squeeze(x, 1),
 }
@@ -450,8 +453,11 @@ def _constant(pick: Pick, shape: tuple[int, ...]) -> tuple[str, Options]:
 
 
 def _function(pick: Pick, shape: tuple[int, ...]) -> tuple[str, Options]:
-    names = ("ops.relu", "ops.leaky_relu", "ops.tanh", "ops.transpose", "ops.expand_dims")
-    return pick((*names, "ops.squeeze") if len(shape) > 1 and shape[0] == 1 else names), {}
+    names = ["ops.relu", "ops.leaky_relu", "ops.tanh", "ops.transpose", "ops.expand_dims"]
+    if len(shape) > 1:
+        names += ["ops.swapaxes", "ops.mean", "ops.max"]
+        names += ["ops.squeeze"] * (shape[0] == 1)
+    return pick(names), {}
 
 
 Family = Callable[[Pick, tuple[int, ...]], tuple[str, Options]]

@@ -85,6 +85,23 @@ PASSED = {
     "TimeDistributed(Reshape)": (FILM, lambda: each(layers.Reshape((56, 4)))),
     "TimeDistributed(TimeDistributed(Dropout))": (FILM, lambda: each(each(layers.Dropout(0.5)))),
 }
+# Calls of keras.ops, and what the record calls them.
+OPERATIONS = {
+    "ops.mean": (IMAGE, lambda x: keras.ops.mean(x, axis=(1, 2)), "Mean"),
+    "ops.mean-keepdims": (SEQUENCE, lambda x: keras.ops.mean(x, -2, keepdims=True), "Mean"),
+    "ops.max": (IMAGE, lambda x: keras.ops.max(x, axis=1), "Max"),
+    "ops.min": (SEQUENCE, lambda x: keras.ops.min(x, axis=1, keepdims=True), "Min"),
+    "ops.average_pool": (
+        IMAGE,
+        lambda x: keras.ops.average_pool(x, 2, padding="same"),
+        "AveragePool",
+    ),
+    "ops.max_pool": (IMAGE, lambda x: keras.ops.max_pool(x, 2, padding="same"), "MaxPool"),
+    "ops.swapaxes": (IMAGE, lambda x: keras.ops.swapaxes(x, 1, -2), "Swapaxes"),
+    "ops.moveaxis": (VOLUME, lambda x: keras.ops.moveaxis(x, 1, -2), "Moveaxis"),
+    "ops.transpose": (IMAGE, lambda x: keras.ops.transpose(x, (0, 2, 1, 3)), "Transpose"),
+}
+PASSED |= {name: (shape, lambda call=call: call) for name, (shape, call, _) in OPERATIONS.items()}
 for _rank, _shape in ((1, SEQUENCE), (2, IMAGE), (3, VOLUME)):
     for _kind in ("Average", "Max"):
         _name = f"Adaptive{_kind}Pooling{_rank}D"
@@ -122,7 +139,8 @@ def test_a_scale_and_shift_pass_both_ways(name):
     in_front = layers.Dense(3, name="dense")(make()(bn("in_front")(inputs)))
     model = built(inputs, [behind, in_front])
     result = keras_bn.fold(model, verify=False)  # which would undo what is wrong
-    through = f"through {type(between).__name__}"
+    *_, kind = OPERATIONS.get(name, [type(between).__name__])
+    through = f"through {kind}"
     records = {r.layer: (r.into, r.rule.partition(" into ")[0], r.rule) for r in result.folded}
     assert set(records) == {"behind", "in_front"}
     assert records["behind"][:2] == ("linear", "backward")
@@ -149,6 +167,23 @@ def test_augmentation_does_nothing_in_inference_and_lets_everything_pass():
     through = record.rule.partition("through ")[2].split(", ")
     assert sorted(through) == sorted(type(layer).__name__ for layer in stacked)
     assert_agree(model, result.model)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda x: keras.ops.mean(x), "reduces the batch axis"),
+        (lambda x: keras.ops.mean(x, axis=-1), "vary along an axis that"),
+        (lambda x: keras.ops.max(x, axis=1, initial=0.0), "compares with a constant"),
+    ],
+)
+def test_reductions_that_nothing_passes(call, reason):
+    inputs = keras.Input(batch_shape=(3, *SEQUENCE))
+    x = call(bn("bn")(inputs))
+    outputs = layers.Dense(2)(keras.ops.reshape(x, (-1, 1)))
+    model = randomize(keras.Model(inputs, outputs))
+    (record,) = keras_bn.fold(model, verify=False).kept
+    assert reason in record.reason
 
 
 def test_what_is_filled_up_lets_a_scale_pass_only_where_the_filling_stays():
