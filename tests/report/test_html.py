@@ -372,6 +372,7 @@ def warned(root):
 
 def test_a_warning_is_told_once_with_all_that_it_is_about(root):
     assert warned(root) == ["Too noisy. Be quiet. net-int8, 1 and 2 and 4 threads."]
+    assert "Latency on host (1 warning)" in root.one("nav").text
 
     shared = [measurement(t, warnings=("Busy.",)) for t in (FLOAT, INT8)]
     assert warned(page(document(title="", environment={}, benchmarks=shared))) == [
