@@ -20,6 +20,7 @@ import numpy as np
 from keras import tree
 from keras.src.backend.common import dtypes
 
+from keras_bn.errors import UnsupportedModelError
 from keras_bn.graph.inputs import random_inputs
 from keras_bn.graph.rebuild import Changes, rebuild
 from keras_bn.graph.view import functional_graph
@@ -113,7 +114,10 @@ class Verifier:
 
     @cached_property
     def _tried(self) -> tuple[Any, list[np.ndarray] | None]:
-        inputs = random_inputs(self.readable, samples=1)
+        try:
+            inputs = random_inputs(self.readable, samples=1)
+        except UnsupportedModelError:  # as of strings
+            return None, None
         size = sum(array.size for array in tree.flatten(inputs))
         if size < _LARGE:
             inputs = random_inputs(self.readable, samples=len(_DEVIATIONS))

@@ -297,8 +297,8 @@ STREAMS = [
         {"CONV_2D": 7, "ADD": 3, "RELU": 3, "MEAN": 1, "FULLY_CONNECTED": 1},
         positive=True,
     ),
-    # The stream takes the first normalization in. Each of the three after it gives some channels
-    # another sign before a ReLU: one operation, with the ReLU in it.
+    # The stream takes the first normalization in, and the shifts of the others. Each of the three
+    # after it gives some channels another sign before a ReLU: one operation, with the ReLU in it.
     Case(
         "ResNetV2 of both signs",
         pre_activation,
@@ -306,8 +306,7 @@ STREAMS = [
             "CONV_2D": 7,
             "ADD": 3,
             "RELU": 1,
-            "MUL": 1,
-            "DEPTHWISE_CONV_2D": 2,
+            "MUL": 3,
             "MEAN": 1,
             "FULLY_CONNECTED": 1,
         },
