@@ -31,8 +31,14 @@ COLUMNS = {
     "std_ms": "Their standard deviation.",
     "minimum_ms": "The shortest of them.",
     "p5_ms": "5th percentile.",
+    "p5_low_ms": "Lower end of its 95 % interval, with samples enough for one.",
+    "p5_high_ms": "Upper end of its 95 % interval.",
     "p95_ms": "95th percentile.",
+    "p95_low_ms": "Lower end of its 95 % interval, with samples enough for one.",
+    "p95_high_ms": "Upper end of its 95 % interval.",
     "p99_ms": "99th percentile.",
+    "p99_low_ms": "Lower end of its 95 % interval, with samples enough for one.",
+    "p99_high_ms": "Upper end of its 95 % interval.",
     "maximum_ms": "The longest of them.",
     "invokes": "How many there were.",
     "repeats": "In how many separate runs.",
@@ -68,7 +74,8 @@ OF_BENCHMARK = (
     "peak_rss_bytes",
     "runtime_rss_bytes",
 )
-QUANTILES = ("mean", "std", "minimum", "p5", "p95", "p99", "maximum")
+WITH_INTERVAL = ("p5", "p95", "p99")
+STATISTICS = ("mean", "std", "minimum", "p5", "p95", "p99", "maximum")
 
 
 def render_csv(document: dict[str, Any]) -> str:
@@ -137,10 +144,13 @@ def _benchmark(benchmark: dict[str, Any], speedups: list[dict[str, Any]]) -> dic
         "median_ms": latency["median"],
         "median_low_ms": latency["ci95"][0],
         "median_high_ms": latency["ci95"][1],
-        **{f"{name}_ms": latency[name] for name in QUANTILES},
+        **{f"{name}_ms": latency[name] for name in STATISTICS},
         "invokes": len(latency["samples"]),
         "warnings": len(benchmark["warnings"]),
     }
+    for name in WITH_INTERVAL:
+        low, high = latency.get(f"{name}_ci95") or (None, None)
+        row |= {f"{name}_low_ms": low, f"{name}_high_ms": high}
     if speedup is not None:
         row |= {"baseline": speedup["baseline_name"], "speedup": speedup["ratio"]}
         row |= {"speedup_low": speedup["ci95"][0], "speedup_high": speedup["ci95"][1]}

@@ -100,7 +100,9 @@ def _device(device: Device) -> Iterator[str]:
             )
             for doubt in device.warnings
         )
-    yield from _tables([device.speedups, device.latency, device.loading, device.kinds])
+    yield from _tables(
+        [device.speedups, device.latency, device.quantiles, device.loading, device.kinds]
+    )
 
 
 def _model(model: dict[str, Any] | None) -> Iterator[str]:

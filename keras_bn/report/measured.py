@@ -13,6 +13,7 @@ from keras_bn.report.table import Cell, Table, figure, words
 
 # What differs between warnings of the same kind.
 FIGURES = re.compile(r"\d+(?:\.\d+)?")
+QUANTILES = ("p5", "p95", "p99")
 SPREAD = ("mean", "std", "minimum", "p5", "p95", "p99", "maximum")
 
 
@@ -39,6 +40,7 @@ class Device:
         name: "host", "ssh://…" or "adb:…".
         machine: What it is, in a few words; empty if it did not tell.
         speedups, latency, loading: Their tables; no speedups for a single model.
+        quantiles: Those with intervals; None where the samples are too few for one.
         kinds: Time by kind of operation; None where no profile was taken.
         profiles: Every operation of each profiled measurement.
         warnings: What makes the figures doubtful.
@@ -49,6 +51,7 @@ class Device:
     machine: str
     speedups: Table | None
     latency: Table
+    quantiles: Table | None
     loading: Table
     kinds: Table | None
     profiles: list[Table]
@@ -64,6 +67,7 @@ def devices(document: dict[str, Any]) -> list[Device]:
             environment.machine(benchmarks[0]["environment"]),
             _speedups([each for each in document["speedups"] if each["device"] == name]),
             _latency(benchmarks),
+            _quantiles(benchmarks),
             _loading(benchmarks),
             _kinds([each for each in benchmarks if each["profile"]]),
             [_profile(each) for each in benchmarks if each["profile"]],
@@ -82,13 +86,43 @@ def _latency(benchmarks: list[dict[str, Any]]) -> Table:
     rows = []
     for each in benchmarks:
         figures = each["latency_ms"]
-        low, high = figures["ci95"]
         row = [Cell(each["name"]), Cell(str(each["threads"]), each["threads"])]
-        row += [figure(figures["median"], unit), Cell(f"[{unit(low)}, {unit(high)}]", high - low)]
+        row += [figure(figures["median"], unit), _interval(figures["ci95"], unit)]
         row += [figure(figures[name], unit) for name in SPREAD]
         row += [_invokes(len(figures["samples"]), each["repeats"])]
         rows.append(row)
     return Table(f"Steady-state latency in {unit.name}", columns, rows, keyed=True)
+
+
+def _quantiles(benchmarks: list[dict[str, Any]]) -> Table | None:
+    """The quantiles of each measurement that has samples enough for an interval of one."""
+    known = [
+        each
+        for each in benchmarks
+        if any(each["latency_ms"].get(f"{name}_ci95") is not None for name in QUANTILES)
+    ]
+    if not known:
+        return None
+    unit = TimeUnit(each["latency_ms"]["median"] for each in known)
+    columns = ["Model", "Threads"]
+    for name in QUANTILES:
+        columns += [name, f"95 % interval of {name}"]
+    rows = []
+    for each in known:
+        row = [Cell(each["name"]), Cell(str(each["threads"]), each["threads"])]
+        for name in QUANTILES:
+            row.append(figure(each["latency_ms"][name], unit))
+            row.append(_interval(each["latency_ms"].get(f"{name}_ci95"), unit))
+        rows.append(row)
+    return Table(f"Quantiles of latency in {unit.name}", columns, rows, keyed=True)
+
+
+def _interval(ends_ms: list[float] | None, unit: TimeUnit) -> Cell:
+    """Sorted by its width."""
+    if ends_ms is None:
+        return Cell(quantities.MISSING)
+    low, high = ends_ms
+    return Cell(f"[{unit(low)}, {unit(high)}]", high - low)
 
 
 def _invokes(count: int, repeats: int) -> Cell:

@@ -27,7 +27,8 @@ def test_a_row_for_each_measurement():
     assert list(found[0]) == list(COLUMNS)
     assert all(text.endswith(".") for text in COLUMNS.values())
     columns = {name for row in found for name, value in row.items() if value}
-    assert columns == set(COLUMNS) - {"tflm_stopped_by"}  # the example does not know it
+    few = {f"{name}_{end}_ms" for name in ("p5", "p95", "p99") for end in ("low", "high")}
+    assert columns == set(COLUMNS) - few - {"tflm_stopped_by"}  # what the example cannot know
 
 
 def test_figures_are_those_of_the_document():
@@ -52,6 +53,13 @@ def test_figures_are_those_of_the_document():
     ]
     assert (row["baseline"], float(row["speedup"])) == ("net-float32", speedup["ratio"])
     assert [float(row["speedup_low"]), float(row["speedup_high"])] == speedup["ci95"]
+
+
+def test_intervals_of_quantiles():
+    many = measurement(runs=300)
+    [row] = rows(document(title="", environment={}, benchmarks=[many]))
+    assert (float(row["p95_low_ms"]), float(row["p95_high_ms"])) == many.latency_ms.p95_ci95
+    assert row["p99_low_ms"] == row["p99_high_ms"] == ""  # takes 1000
 
 
 def test_what_is_not_known_is_empty():

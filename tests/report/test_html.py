@@ -452,6 +452,21 @@ def test_a_profile_tells_kinds_and_operations():
     assert len(cells(int8)) == 1
 
 
+def test_quantiles_have_intervals_where_the_samples_suffice():
+    measured = [measurement(FLOAT, runs=300), measurement(INT8)]
+    written = document(title="", environment={}, benchmarks=measured)
+    tables = list(page(written).all("table"))
+    [quantiles] = [
+        cells(t) for t in tables if t.one("caption").text == "Quantiles of latency in ms"
+    ]
+    [[name, threads, p5, p5_interval, _, p95_interval, _, p99_interval]] = quantiles
+    assert (name, threads, p5) == ("net-float32", "1", f"{measured[0].latency_ms.p5:.2f}")
+    low, high = measured[0].latency_ms.p5_ci95
+    assert p5_interval == f"[{low:.2f}, {high:.2f}]"
+    assert p95_interval.startswith("[")
+    assert p99_interval == MISSING  # takes 1000
+
+
 def test_invokes_of_several_runs_are_counted_together():
     measured = [measurement(FLOAT), measurement(INT8, repeats=5)]
     latency = next(iter(page(document(title="", environment={}, benchmarks=measured)).all("table")))
