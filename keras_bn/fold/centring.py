@@ -5,7 +5,8 @@
 The mean over the features is linear in W and b. With it taken out of them, z has mean 0, its
 variance is its mean square, and LN is a root mean square normalization. In LiteRT, a dense layer,
 the normalization and another dense layer are 13 operations as Keras has them, 11 once γ and β
-have gone into the second (`affine_end`), and 7 with the centring in the first.
+have gone into the second (`affine_end`), and 7 with the centring in the first. A β that could not
+go, as in front of most activations, is an addition of its own, and they are 8.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Centring:
 
     Attributes:
         change: The change of the linear layer's weights; it needs no array that it does not have.
-        stand_in: Makes the root mean square normalization that takes the other's place.
+        stand_in: Makes the root mean square normalization that takes the other's place, with an
+            addition behind it where there is a β left.
         weights: The weights of that.
     """
 
@@ -59,8 +61,7 @@ def centring(linear: Any, normalization: Any, end: Affine) -> Centring:
         end: What is left of its γ and β.
 
     Raises:
-        Refused: the layers compute something else, or there is a β left, which the root mean
-            square normalization does not have.
+        Refused: the layers compute something else.
     """
     if type(linear) not in _LINEAR or getattr(linear, "groups", 1) > 1:
         raise Refused(f"'{linear.name}' ({type(linear).__name__}) does not mix all its inputs")
@@ -75,18 +76,24 @@ def centring(linear: Any, normalization: Any, end: Affine) -> Centring:
     rank = len(normalization.get_build_config()["input_shape"])
     if [axis % rank for axis in normalization.axis] != [rank - 1]:
         raise Refused(f"'{normalization.name}' normalises over other axes than the features")
-    if end.shifts:
-        raise Refused(f"'{normalization.name}' has a β; it has to go into the layer behind first")
     features = linear.kernel.shape[-1]
 
     def change(weights: Arrays) -> Arrays:
         kernel, bias = centred(weights["kernel"], weights.get("bias", np.zeros(features)))
         return {"kernel": kernel, "bias": bias} if "bias" in weights else {"kernel": kernel}
 
+    policy = normalization.dtype_policy
+    scale, shift = (
+        np.broadcast_to(array.reshape(-1), features) for array in (end.scale, end.shift)
+    )
+
+    def divided() -> keras.Layer:
+        return layers.RMSNormalization(epsilon=normalization.epsilon, dtype=policy)
+
+    if not end.shifts:
+        return Centring(change, divided, {"scale": scale})
     return Centring(
         change,
-        lambda: layers.RMSNormalization(
-            epsilon=normalization.epsilon, dtype=normalization.dtype_policy
-        ),
-        {"scale": np.broadcast_to(end.scale.reshape(-1), (features,))},
+        lambda: keras.Sequential([divided(), layers.Rescaling(1.0, shift, dtype=policy)]),
+        {"layers.0.scale": scale},
     )

@@ -436,6 +436,14 @@ OTHERS = [
         lambda: stack(SEQUENCE, layers.Dense(5), layers.LayerNormalization(), layers.Dense(5)),
         {"FULLY_CONNECTED": 2, "SQUARE": 1, "MEAN": 1, "ADD": 1, "RSQRT": 1, "MUL": 1},
     ),
+    # Gamma and beta, which no tanh lets pass, are one multiplication and one addition.
+    Case(
+        "Dense-LayerNormalization-tanh",
+        lambda: stack(
+            SEQUENCE, layers.Dense(5), layers.LayerNormalization(), layers.Activation("tanh")
+        ),
+        {"FULLY_CONNECTED": 1, "SQUARE": 1, "MEAN": 1, "ADD": 2, "RSQRT": 1, "MUL": 2, "TANH": 1},
+    ),
 ]
 
 
