@@ -1,9 +1,10 @@
 """Whether a folded model computes what the original computes, up to rounding.
 
 Both models run on random inputs of several sizes. Where they differ by more than float32 usually
-rounds, some models amplify every rounding, so the original is asked how much it does: it is run in
-float64, and on inputs that differ in their last bits. Where outputs saturate, as behind a softmax,
-few elements show anything at all, and one run alone would miss them by chance.
+rounds, some models amplify every rounding, so the original is asked how much it does: it is run on
+inputs that differ in their last bits, and in float64 if that does not explain it. Where outputs
+saturate, as behind a softmax, few elements show anything at all, and one run alone would miss them
+by chance.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.bench.stand_in import processes_with
+
 CNXN, OPEN, OKAY, WRTE, CLSE, AUTH = (
     int.from_bytes(name, "little")
     for name in (b"CNXN", b"OPEN", b"OKAY", b"WRTE", b"CLSE", b"AUTH")
@@ -131,13 +133,7 @@ class Device:
 
     def processes(self) -> list[int]:
         """Those that its commands started and that still run."""
-        marker = f"STAND_IN={self.folder}".encode()
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if marker in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
-        return found
+        return processes_with(f"STAND_IN={self.folder}")
 
     def is_idle(self, within_s: float = 5.0) -> bool:
         """Whether nothing runs on it any more, or soon."""

@@ -77,11 +77,15 @@ def environment(home: Path) -> dict[str, str]:
 
 def running(home: Path) -> list[int]:
     """Processes that have `home` for their home folder."""
-    marker = f"HOME={home}".encode()
+    return processes_with(f"HOME={home}")
+
+
+def processes_with(setting: str) -> list[int]:
+    """Processes that have `setting`, NAME=value, in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if marker in (process / "environ").read_bytes().split(b"\0"):
+            if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(int(process.name))
     return found
 
