@@ -65,8 +65,10 @@ def follow(
         command: Program and arguments.
         name: What messages call it, as the subject of a sentence.
         timeout_s: It is stopped when it neither read, printed nor ended for so long.
-        stdin: What to send, and then end; None keeps standard input open, and silent, until the
-            child ends: a child that watches it ends however this process dies.
+        stdin: What to send once the child has printed something, and then end: what it printed
+            tells a device that was never reached from one that was lost on the way. None keeps
+            standard input open, and silent, until the child ends: a child that watches it ends
+            however this process dies.
         on_line: Called with each line of standard error; True keeps it out of the words that
             errors quote.
         advice: What to try when it was silent.
@@ -181,8 +183,7 @@ def _events(
         selector.register(child.stdout, selectors.EVENT_READ)
         selector.register(child.stderr, selectors.EVENT_READ)
         outgoing = None if stdin is None else _Outgoing(child.stdin, iter(stdin))
-        if outgoing is not None:
-            selector.register(child.stdin, selectors.EVENT_WRITE)
+        silent = True
         waited_s = 0.0
         while reading := {key.fileobj for key in selector.get_map().values()} - {child.stdin}:
             # A child's own child may keep standard error open after it: a shared ssh connection.
@@ -206,6 +207,9 @@ def _events(
                 if not data:
                     selector.unregister(key.fileobj)
                 elif key.fileobj is child.stdout:
+                    if silent and outgoing is not None:
+                        selector.register(child.stdin, selectors.EVENT_WRITE)
+                    silent = False
                     yield "answer", data
                 else:
                     pending += data

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from keras_bn.__main__ import main
+from keras_bn.__main__ import run as run_command
 from keras_bn.bench.devices import adb, benchmark_model
 from keras_bn.bench.devices.shell import BLOCK_BYTES
 from keras_bn.bench.request import Request
+from keras_bn.cli import cli
 from keras_bn.errors import DeviceError
 from tests.bench import benchmark_model as program
 from tests.bench.adbd import Device
@@ -735,7 +736,7 @@ def keras_bn(capfd, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["keras-bn", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
-            main()
+            run_command(cli)
         printed, errors = capfd.readouterr()
         return subprocess.CompletedProcess(arguments, end.value.code, printed, errors)
 

@@ -38,11 +38,23 @@ def test_a_signal_is_a_status_below_zero():
 def test_input_goes_in_while_output_comes_out():
     """Far more than a pipe holds, both ways: neither side waits for the other."""
     chunks = [bytes([index]) * 50_000 for index in range(40)]
-    assert sh("cat", stdin=iter(chunks)).stdout == b"".join(chunks)
+    assert sh("printf :; cat", stdin=iter(chunks)).stdout == b":" + b"".join(chunks)
 
 
 def test_empty_chunks_do_not_end_the_input():
-    assert sh("cat", stdin=[b"", b"a", b"", b"b", b""]).stdout == b"ab"
+    assert sh("printf :; cat", stdin=[b"", b"a", b"", b"b", b""]).stdout == b":ab"
+
+
+def test_input_waits_for_the_first_words():
+    """What is lost before them was never reached, and took nothing."""
+    taken = []
+
+    def chunks():
+        taken.append("chunk")
+        yield b"x"
+
+    assert sh("exec <&-; exit 255", stdin=chunks()).status == 255
+    assert taken == []
 
 
 def test_a_child_that_does_not_read_its_input():
@@ -56,7 +68,7 @@ def test_input_stays_open_without_any():
 
 
 def test_no_input_at_all_ends_at_once():
-    assert sh("cat; echo ended", stdin=()).stdout == b"ended\n"
+    assert sh("printf :; cat; echo ended", stdin=()).stdout == b":ended\n"
 
 
 def test_what_the_input_raises_stops_the_child(tmp_path):
@@ -66,7 +78,7 @@ def test_what_the_input_raises_stops_the_child(tmp_path):
 
     mark = tmp_path / "mark"
     with pytest.raises(OSError, match="cannot read"):
-        sh(f"trap '' PIPE TERM; sleep 1; touch {mark}; cat", stdin=failing())
+        sh(f"trap '' PIPE TERM; echo; sleep 1; touch {mark}; cat", stdin=failing())
     time.sleep(1.2)
     assert not mark.exists()
 
@@ -82,7 +94,7 @@ def test_sending_is_not_silence():
             time.sleep(0.15)
             yield b"x"
 
-    assert sh("sleep 0; cat", stdin=slow(), timeout_s=0.6).stdout == b"xxxxxx"
+    assert sh("printf :; cat", stdin=slow(), timeout_s=0.6).stdout == b":xxxxxx"
 
 
 def test_a_flood_is_stopped():
@@ -126,7 +138,7 @@ def test_no_process_thread_or_file_is_left():
 
     before = open_files(), threading.active_count()
     for _ in range(20):
-        sh("cat; sleep 0 & echo", stdin=[b"x"])
+        sh("echo; cat; sleep 0 & echo", stdin=[b"x"])
     with pytest.raises(DeviceError):
         sh("(trap '' TERM HUP; sleep 61) & sleep 62", timeout_s=0.2)
     assert (open_files(), threading.active_count()) == before

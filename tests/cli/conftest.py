@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_bn.__main__ import main
+from keras_bn.__main__ import run as run_command
+from keras_bn.cli import cli
 from tests.random_weights import randomize
 
 
@@ -43,7 +44,7 @@ def keras_bn_here(capfd, monkeypatch):
         capfd.readouterr()
         with pytest.raises(SystemExit) as end, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are no errors to a user either
-            main()
+            run_command(cli)
         printed, errors = capfd.readouterr()
         return subprocess.CompletedProcess(arguments, end.value.code, printed, errors)
 
