@@ -55,17 +55,28 @@ def run(command: click.Command) -> NoReturn:
     except Exception as error:
         if "--verbose" in sys.argv:
             traceback.print_exc()
-        click.echo(f"keras-bn: {explain(error)}", err=True)
-        sys.exit(exit_code(error))
+        code = exit_code(error)
+        said = "interrupted" if code == INTERRUPTED else f"keras-bn: {explain(error)}"
+        click.echo(said, err=True)
+        sys.exit(code)
 
 
 def exit_code(error: Exception) -> int:
     """The exit code that `error` ends the command with."""
+    if _comes_of_interrupt(error):
+        return INTERRUPTED
     if isinstance(error, ComparisonError):
         return FALLS_SHORT
     if isinstance(error, DeviceError):
         return DEVICE_FAILED
     return BAD_INPUT
+
+
+def _comes_of_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: a module in C that it meets while it loads fails to load."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def explain(error: Exception) -> str:

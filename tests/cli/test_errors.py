@@ -206,10 +206,19 @@ def test_interrupt_ends_everything(arguments, folder, tmp_path):
     assert not any(alive(worker) for worker in workers)
 
 
-def test_an_interrupt_within_exec(folder, tmp_path):
-    """As of an import that writes code: CPython would end by SIGINT, whatever the exit code is."""
+@pytest.mark.parametrize(
+    "code",
+    [
+        # CPython would end by SIGINT, whatever the exit code is.
+        "exec('raise KeyboardInterrupt')",
+        # As modules in C do.
+        "try: raise KeyboardInterrupt\nexcept BaseException as error: raise ImportError from error",
+    ],
+    ids=["exec", "import"],
+)
+def test_an_interrupt_within_an_import(code, folder, tmp_path):
     layers = tmp_path / "layers.py"
-    layers.write_text("exec('raise KeyboardInterrupt')")
+    layers.write_text(code)
     run = keras_bn("fold", folder / "model.keras", "--explain", "--import", layers)
     assert (run.returncode, run.stderr.strip()) == (130, "interrupted")
 
