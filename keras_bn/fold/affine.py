@@ -92,7 +92,8 @@ class Affine:
 
     def part(self, axis: int, start: int, stop: int) -> Affine:
         """The affine on the elements `start` to `stop` along `axis`."""
-        return self.map(lambda array: array.take(range(start, stop), axis))
+        where = (slice(None),) * axis + (slice(start, stop),)
+        return self.map(lambda array: array[where])
 
     def compact(self) -> Affine:
         """The same affine with every axis along which nothing varies reduced to length 1."""

@@ -106,12 +106,10 @@ def met(node: Node, rank: int) -> Met:
     if not is_batch_norm(node.operation):
         one = np.ones((1,) * rank)
         return Met(0 * one, np.inf * one)
-    weights = read_batch_norm(node.operation)
-    deviation = np.sqrt(weights["moving_variance"] + node.operation.epsilon)
-    return Met(
-        spread(node.operation, weights["moving_mean"], rank),
-        spread(node.operation, deviation, rank),
-    )
+    layer = node.operation
+    mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
+    deviation = np.sqrt(variance + layer.epsilon)
+    return Met(spread(layer, mean, rank), spread(layer, deviation, rank))
 
 
 def _inside(node: Node) -> Node:
