@@ -44,7 +44,8 @@ class Node:
         inputs: The tensors of its first argument.
         others: The tensors of every other argument that has any, such as a mask or an
             attention's keys, by the argument's name.
-        constants: The arguments that hold no tensor, by name: the 2 of `2 * x`.
+        constants: The arguments that hold no tensor, by name, as the 2 of `2 * x`, and the first
+            one also where it holds other things as well.
         outputs: The tensors it returns.
         training: The `training` argument it runs with: that of the outermost model around it
             that was called with one, else its own, as Keras has it; None where nobody passed any.
@@ -230,7 +231,7 @@ class _Reader:
                 if _symbolic(value)
             }
             constants = {name: value for name, value in rest.items() if name not in others}
-            if not data:
+            if len(data) < len(tree.flatten(first)):
                 constants = {first_argument(operation): first, **constants}
             runs_in = _training_argument(call) if training is None else training
             inner = functional_graph(operation)
