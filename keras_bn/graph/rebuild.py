@@ -61,7 +61,10 @@ def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
     Raises:
         UnsupportedModelError: a layer cannot be made from its configuration.
     """
-    return _Rebuilder(changes).model(model)
+    new = _Rebuilder(changes).model(model)
+    # Its layers have all been called, and it can be: Keras exports to ONNX what was called only.
+    new._called = True
+    return new
 
 
 class _Rebuilder:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from onnx.reference import ReferenceEvaluator
 
 import keras_bn
 from keras_bn.errors import UnsupportedModelError
@@ -423,6 +424,17 @@ def test_the_folded_model_exports_to_a_saved_model(tmp_path):
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
     loaded = tf.saved_model.load(str(tmp_path / "saved"))  # whose variables live as long as it
     np.testing.assert_allclose(loaded.serve(x), model.predict(x, verbose=0), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np:FutureWarning:keras")  # Keras patching np
+def test_the_folded_model_exports_to_onnx(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 3)), conv("c"), bn(), layers.ReLU()])
+    folded = fold(model).model
+    folded.export(tmp_path / "folded.onnx", format="onnx", verbose=False)
+    evaluator = ReferenceEvaluator(str(tmp_path / "folded.onnx"))
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    (output,) = evaluator.run(None, {evaluator.input_names[0]: x})
+    np.testing.assert_allclose(output, model.predict(x, verbose=0), atol=1e-5)
 
 
 def test_layers_with_derived_state_keep_it():
