@@ -693,7 +693,7 @@ def test_nothing_runs_on_the_device_after_its_caller(device, model, binary, end)
             time.sleep(0.05)
         assert device.processes()
         caller.send_signal(end)
-        _, printed = caller.communicate(timeout=10)
+        _, printed = caller.communicate(timeout=30)
 
     assert device.is_idle()
     if end == signal.SIGINT:

@@ -236,8 +236,8 @@ def test_a_process_that_closes_its_outputs_and_stays_is_given_up(models, tmp_pat
     marked = tmp_path / "model.tflite"
     marked.write_bytes(models.small.read_bytes())
 
-    with pytest.raises(DeviceError, match="did not end within 2 s of its last output"):
-        benchmark(marked, timeout_s=2)
+    with pytest.raises(DeviceError, match="did not end within 4 s of its last output"):
+        benchmark(marked, timeout_s=4)
     assert eventually_none_running(marked)
 
 
@@ -266,8 +266,8 @@ def test_a_hang_in_native_code_is_given_up(models, tmp_path):
     marked = tmp_path / "model.tflite"
     marked.write_bytes(models.endless.read_bytes())
 
-    with pytest.raises(DeviceError, match=r"silent for 2 s .*timeout_s.*model\.tflite hangs"):
-        benchmark(marked, timeout_s=2)
+    with pytest.raises(DeviceError, match=r"silent for 4 s .*timeout_s.*model\.tflite hangs"):
+        benchmark(marked, timeout_s=4)
     assert eventually_none_running(marked)
 
 
@@ -318,7 +318,7 @@ def test_nothing_outlives_its_caller(models, tmp_path, name, end):
                 time.sleep(0.1)
             assert len(running(marked)) == 3  # and the probe
         caller.send_signal(end)
-        _, printed = caller.communicate(timeout=10)
+        _, printed = caller.communicate(timeout=30)
 
     assert eventually_none_running(marked)
     if end == signal.SIGINT:
