@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import warnings
 
 import pytest
 
@@ -31,6 +34,31 @@ def pytest_collection_modifyitems(items):
             if running not in mark.args:
                 names, because = " and ".join(mark.args), mark.kwargs["because"]
                 item.add_marker(pytest.mark.skip(reason=f"for {names} only: {because}"))
+
+
+@pytest.fixture
+def keras_bn_here(capfd, monkeypatch):
+    """The command without a process of its own, which takes seconds to import TensorFlow.
+
+    What only a process shows is for one: the libraries' chatter, and what they know of a user's
+    layers.
+    """
+    from keras_bn.__main__ import run as run_command
+    from keras_bn.cli import cli
+
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which the command sets, and leaves set
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["keras-bn", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are no errors to a user either
+            run_command(cli)
+        printed, errors = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, printed, errors)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -165,7 +165,7 @@ def bench(
         before = None if against is None else documents.load(against)
         if TFLM in devices:
             require_package()
-        failures: list[DeviceError] = []
+        failures: list[str] = []
         results: list[BenchmarkResult] = []
         tried: list[MicrocontrollerResult] = []
         with terminal.bar("measure") as advance:
@@ -188,16 +188,16 @@ def bench(
                         progress=advance,
                     )
             except DeviceError as error:
-                failures.append(error)
+                failures.append(str(error))
                 results += error.results
             try:
                 if TFLM in devices:
                     tried += examine(models, timeout_s=timeout, progress=advance)
             except DeviceError as error:
-                failures.append(error)
+                failures.append(str(error))
                 tried += error.results
         if failures and not results and not tried:
-            raise failures[0]
+            raise DeviceError("\n".join(failures))
         gained = speedups(results)
         written = documents.document(
             title=f"Latency on {', '.join(measured_on)}" if measured_on else "Microcontrollers",
@@ -220,7 +220,7 @@ def bench(
             terminal.print(f"wrote {path}")
         terminal.emit(written)
         if failures:
-            raise failures[0]
+            raise DeviceError("\n".join(failures))
         broken = [f"{each.model} does not run: {each.reason}" for each in tried if not each.runs]
         if slower or broken:
             raise ComparisonError("\n".join([*slower, *broken]))

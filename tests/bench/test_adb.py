@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from keras_bn.__main__ import run as run_command
 from keras_bn.bench.devices import adb, benchmark_model
 from keras_bn.bench.devices.shell import BLOCK_BYTES
 from keras_bn.bench.request import Request
-from keras_bn.cli import cli
 from keras_bn.errors import DeviceError
 from tests.bench import benchmark_model as program
 from tests.bench.adbd import Device
@@ -726,24 +724,7 @@ def test_repeated_runs_leave_nothing_behind(device, model, binary):
 PAGE = Path(__file__).parents[2] / "docs" / "android.md"
 
 
-@pytest.fixture
-def keras_bn(capfd, monkeypatch):
-    """The command, without the seconds that a process of its own takes to start."""
-    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which the command sets, and leaves set
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["keras-bn", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_command(cli)
-        printed, errors = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, end.value.code, printed, errors)
-
-    return run
-
-
-def test_the_commands_of_the_page_for_android(device, binary, tmp_path, keras_bn, monkeypatch):
+def test_the_commands_of_the_page_for_android(device, binary, tmp_path, keras_bn_here, monkeypatch):
     """In the order in which a reader runs them."""
     monkeypatch.chdir(tmp_path)
     for name, us in (("float32", 3000), ("int8", 1000)):
@@ -755,7 +736,7 @@ def test_the_commands_of_the_page_for_android(device, binary, tmp_path, keras_bn
         # These models are none to the interpreter of this machine; fifty runs show no more.
         client_name, *words = shlex.split(command.replace("--device host ", ""))
         few = ("--runs", "2") if words[0] == "bench" else ()
-        run = keras_bn(*words, *few) if client_name == "keras-bn" else client(*words)
+        run = keras_bn_here(*words, *few) if client_name == "keras-bn" else client(*words)
         assert not run.returncode, f"{command}: {run.stderr}"
         if words[0] == "devices":
             assert device.serial in run.stdout
@@ -778,12 +759,12 @@ def test_the_commands_of_the_page_for_android(device, binary, tmp_path, keras_bn
         ("no such kind", 2, "Expected adb, or adb:SERIAL"),
     ],
 )
-def test_exit_codes(device, model, binary, keras_bn, fault, code, message):
+def test_exit_codes(device, model, binary, keras_bn_here, fault, code, message):
     path = model(fault=fault if fault == "SIGILL" else None)
     name = {"no device": "adb:0123ABCD", "no such kind": "adb:-s x"}.get(
         fault, f"adb:{device.serial}"
     )
-    run = keras_bn(
+    run = keras_bn_here(
         *("bench", path, "--device", name, "--json", "--runs", "1"),
         *("--benchmark-binary", path if fault == "no program" else binary),
     )

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import keras
@@ -11,8 +10,6 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_bn.__main__ import run as run_command
-from keras_bn.cli import cli
 from tests.random_weights import randomize
 
 
@@ -29,26 +26,6 @@ def keras_bn(*arguments, **options) -> subprocess.CompletedProcess:
         env=quiet_by_itself(),
         **options,
     )
-
-
-@pytest.fixture
-def keras_bn_here(capfd, monkeypatch):
-    """`keras_bn` without a process of its own, which takes seconds to import TensorFlow.
-
-    What only a process shows is for `keras_bn`: the libraries' chatter, and what they know of a
-    user's layers.
-    """
-
-    def run(*arguments) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", ["keras-bn", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are no errors to a user either
-            run_command(cli)
-        printed, errors = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, end.value.code, printed, errors)
-
-    return run
 
 
 @pytest.fixture(scope="session")

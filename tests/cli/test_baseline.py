@@ -29,7 +29,13 @@ def bench_here(keras_bn_here, monkeypatch, tmp_path):
             return results
 
         monkeypatch.setattr(api, "benchmark", benchmark)
-        monkeypatch.setattr(micro, "examine", lambda paths, **options: tried)
+
+        def examine(paths, **options):
+            if isinstance(tried, Exception):
+                raise tried
+            return tried
+
+        monkeypatch.setattr(micro, "examine", examine)
         if tried is not None:
             monkeypatch.setattr(micro, "require_package", lambda: None)
         return keras_bn_here("bench", *arguments)
@@ -187,6 +193,14 @@ def test_a_device_that_fails_does_not_keep_the_microcontrollers_from_being_told(
     assert run.returncode == 3
     assert "The board is gone." in run.stderr
     assert len(json.loads((tmp_path / "r.json").read_text())["microcontrollers"]) == 1
+
+
+def test_of_several_failures_all_are_told(bench):
+    gone, broken = DeviceError("The board is gone."), DeviceError("The interpreter broke.")
+    run = bench("--device", "host", "--device", "tflm", results=gone, tried=broken)
+    assert (run.returncode, run.stdout) == (3, "")
+    assert "The board is gone." in run.stderr
+    assert "The interpreter broke." in run.stderr
 
 
 def test_without_the_package_nothing_is_measured(bench, monkeypatch):
