@@ -57,13 +57,17 @@ class Terminal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for stream, console, saved in zip((1, 2), (self._out, self._err), self._saved, strict=True):
-            with contextlib.suppress(ValueError, OSError):
-                sys.stdout.flush() if stream == 1 else sys.stderr.flush()
-            with contextlib.suppress(BrokenPipeError):
-                console.file.flush()
-            os.dup2(saved, stream)
-            os.close(saved)
+        try:
+            for chatter in (sys.stdout, sys.stderr):
+                with contextlib.suppress(ValueError, OSError):
+                    chatter.flush()
+            for console in (self._err, self._out):
+                with contextlib.suppress(BrokenPipeError):
+                    console.file.flush()
+        finally:
+            for stream, saved in zip((1, 2), self._saved, strict=True):
+                os.dup2(saved, stream)
+                os.close(saved)
 
     @property
     def _tables(self) -> Console:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -167,6 +168,17 @@ def test_a_full_disk_leaves_the_previous_file(folder, tmp_path):
     assert "File too large" in run.stderr
     assert output.read_bytes() == b"previous"
     assert names(tmp_path) == ["out.tflite"]
+
+
+def test_output_that_nobody_can_take_is_told(folder):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    command = [sys.executable, "-m", "keras_bn", "fold", folder / "model.keras", "--explain"]
+    with full.open("w") as output:
+        run = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "keras-bn: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.parametrize(
