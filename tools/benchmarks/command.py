@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -48,7 +49,8 @@ def as_markdown(table: Table, machine: dict[str, Any]) -> str:
     ]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     measured = "Measured on " + ", ".join(f"{name} {value}" for name, value in machine.items())
-    parts = [f"# {table.title}", "\n".join(lines), str(table.caption or ""), f"{measured}."]
+    texts = [*str(table.caption or "").split("\n\n"), f"{measured}."]
+    parts = [f"# {table.title}", "\n".join(lines), *(textwrap.fill(text, 100) for text in texts)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

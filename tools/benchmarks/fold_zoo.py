@@ -66,7 +66,14 @@ def table(document: dict[str, Any]) -> Table:
             "difference of the folded model from the original in float64, relative to its largest "
             "output; rounding: the same of the original in float32. Time: that of a fold over "
             "that of keras.models.clone_model; together: of the sums of both; unverified: without "
-            "running both models to compare them. MB: growth of the peak resident set."
+            "running both models to compare them. MB: growth of the peak resident set.\n\n"
+            "What stays in ResNetV2 and DenseNet normalizes a stream that other layers read as "
+            "well: in ResNetV2 where gammas below zero stand in front of a ReLU, in DenseNet "
+            "because each of the layers that read a stream normalizes it by other statistics. The "
+            "new affines of ResNetV2 are what is left of some, one addition or multiplication "
+            "each. The affine left in EfficientNet and MobileNetV3 stands in front of a "
+            "convolution that pads with zeros.\n\n"
+            "Every architecture has its own image size, random kernels, and gammas of both signs."
         ),
     )
     result.add_column("model", no_wrap=True)
