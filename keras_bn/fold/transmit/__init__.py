@@ -1,6 +1,6 @@
 """What affines pass through: operations that leave channels alone, under a condition.
 
-Each rule says which affines on an operation's inputs go with which affine on its output:
+Each rule says which affines on an operation's inputs go with which affines on its outputs:
 op(affine₁(x₁), affine₂(x₂), …) = affine(op(x₁, x₂, …)) for all inputs. Where several assignments
 hold, as in front of an addition, whose inputs may share a shift in any way, a rule gives them in
 the order in which they are to be tried.
@@ -12,17 +12,49 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras import layers
+from keras.src.ops import numpy as operators
 
 from keras_bn.fold.absorb.rule import refusing_inside
 from keras_bn.fold.affine import Affine, Refused
-from keras_bn.fold.transmit import elementwise, merges, places, windows
+from keras_bn.fold.transmit import (
+    blocks,
+    elementwise,
+    joins,
+    merges,
+    places,
+    products,
+    slices,
+    windows,
+)
 from keras_bn.fold.transmit.elementwise import NOTHING
-from keras_bn.fold.transmit.rule import Assignment, Shapes, Transmit
-from keras_bn.graph.view import Node, Tensor
+from keras_bn.fold.transmit.rule import Assignment, Call, Transmit
+from keras_bn.fold.transmit.slices import SLICES
+from keras_bn.graph.view import Node, Tensor, first_argument
 
-__all__ = ["NOTHING", "RULES", "Assignment", "Shapes", "Transmit", "rule_for", "tensors_of"]
+__all__ = ["NOTHING", "RULES", "SLICES", "Assignment", "Call", "Transmit", "rule_for", "tensors_of"]
 
-RULES = (*elementwise.RULES, *places.RULES, *windows.RULES, *merges.RULES)
+RULES = (
+    *elementwise.RULES,
+    *places.RULES,
+    *slices.RULES,
+    *joins.RULES,
+    *blocks.RULES,
+    *windows.RULES,
+    *merges.RULES,
+    *products.RULES,
+)
+
+
+_OF_TWO = (
+    operators.Add,
+    operators.Append,
+    operators.Matmul,
+    operators.Maximum,
+    operators.Minimum,
+    operators.Multiply,
+    operators.Subtract,
+)
+"""What takes tensors in two arguments, and nothing else."""
 
 
 def rule_for(operation: Any) -> Transmit | None:
@@ -45,9 +77,13 @@ def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
         raise Refused(f"'{node.path}' is called with training=True")
     if isinstance(node.operation, layers.Multiply) and not masked.isdisjoint(node.inputs):
         raise Refused(f"'{node.path}' multiplies under a mask")
-    if isinstance(node.operation, merges.OF_TWO):
-        if node.constants:
-            raise Refused(f"'{node.path}' combines it with a constant")
+    of_two = isinstance(node.operation, _OF_TWO)
+    data = node.constants if of_two else {first_argument(node.operation)}
+    if not node.constants.keys().isdisjoint(data) and not isinstance(
+        node.operation, merges.WITH_CONSTANTS
+    ):
+        raise Refused(f"'{node.path}' combines it with a constant")
+    if of_two:
         return (*node.inputs, *node.side_inputs)
     masks = node.others.get("mask", ()) if _goes_by_masks(node.operation) else ()
     if len(node.side_inputs) > len(masks):
@@ -65,23 +101,25 @@ def _goes_by_masks(operation: Any) -> bool:
 def _at_every_step(rule: Transmit) -> Transmit:
     """The rule for a TimeDistributed, out of the rule for the layer inside it."""
 
-    def of_a_step(layer: Any, affine: Affine, shapes: Shapes) -> tuple[Any, Affine, Shapes]:
+    def of_a_step(layer: Any, affine: Affine, call: Call) -> tuple[Any, Affine, Call]:
         if not affine.constant_along([0]):
             raise Refused(f"its scale and shift vary from step to step of '{layer.name}'")
-        step = Shapes(tuple(shape[1:] for shape in shapes.inputs), shapes.output[1:])
-        return layer.layer, affine.map(lambda array: array[0]), step
+        inputs, outputs = (
+            tuple(shape[1:] for shape in shapes) for shapes in (call.inputs, call.outputs)
+        )
+        return layer.layer, affine.map(lambda array: array[0]), Call(inputs, outputs)
 
     def of_all(assignments: Iterator[Assignment]) -> Iterator[Assignment]:
-        for inputs, output in assignments:
-            yield Assignment([_with_steps(affine) for affine in inputs], _with_steps(output))
+        for sides in assignments:
+            yield Assignment(*([_with_steps(affine) for affine in side] for side in sides))
 
-    def backward(layer: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
+    def backward(layer: Any, affine: Affine, call: Call, position: int) -> Iterator[Assignment]:
         with refusing_inside(layer):
-            yield from of_all(rule.backward(*of_a_step(layer, affine, shapes)))
+            yield from of_all(rule.backward(*of_a_step(layer, affine, call), position))
 
-    def forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Iterator[Assignment]:
+    def forward(layer: Any, affine: Affine, call: Call, position: int) -> Iterator[Assignment]:
         with refusing_inside(layer):
-            yield from of_all(rule.forward(*of_a_step(layer, affine, shapes), position))
+            yield from of_all(rule.forward(*of_a_step(layer, affine, call), position))
 
     return Transmit((layers.TimeDistributed,), backward, forward)
 
