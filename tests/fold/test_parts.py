@@ -259,3 +259,14 @@ def test_rows_that_a_reshape_puts_into_the_batch():
     x = bn("columns")(inputs)
     result = folded(inputs, layers.Dense(3)(ops.reshape(x, (-1, 4))))
     assert where(result) == {"columns": "forward into Dense through Reshape"}
+
+
+def test_a_pipeline_lets_pass_what_all_its_layers_let_pass():
+    inputs = keras.Input((6, 6, 3))
+    cropped = layers.Pipeline([layers.RandomFlip(), layers.CenterCrop(4, 5), layers.Dropout(0.5)])
+    x = bn("bn")(cropped(conv(4, 3, "conv", padding="same")(inputs)))
+    result = folded(inputs, ops.tanh(x))
+    assert where(result) == {"bn": "backward into Conv2D through Pipeline"}
+    softened = layers.Pipeline([layers.Dropout(0.5), layers.Softmax()], name="steps")
+    result = folded(inputs, ops.tanh(bn("bn")(softened(conv(4, 3, "conv")(inputs)))))
+    assert "'steps' (Pipeline) is not a layer that a scale and shift can pass" in why(result)["bn"]

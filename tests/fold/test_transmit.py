@@ -200,6 +200,7 @@ PASSED = {
     "copy": row(ops.copy),
     "maximum with 0": row(lambda x: ops.maximum(x, 0.0), fixed=0.0, positive=True),
     "minimum with 2": row(lambda x: ops.minimum(2.0, x), fixed=2.0, positive=True),
+    "Pipeline": row(lambda x: layers.Pipeline([layers.CenterCrop(4, 6), layers.Dropout(0.5)])(x)),
     # Products.
     "matmul": row(ops.matmul, SEQUENCE, (4, 3), inputs=(ROWS, (1,)), backward=ROWS, fixed=0.0),
     "matmul, columns": row(ops.matmul, SEQUENCE, (4, 3), inputs=(ROWS, (1,)), fixed=0.0),
@@ -358,6 +359,13 @@ REFUSED = {
     "an equation with dots": (
         row(lambda x, y: ops.einsum("...ij,...kj->...ik", x, y), SEQUENCE, (3, 4), fixed=0.0),
         "does not name every axis once",
+    ),
+    "Pipeline": (
+        row(
+            lambda x: layers.Pipeline([layers.Dropout(0.5), layers.ReLU()], name="steps")(x),
+            positive=True,
+        ),
+        "inside 'steps': .* lets no shift pass",
     ),
     "normalized Dot": (
         row(lambda x, y: layers.Dot(axes=-1, normalize=True)([x, y]), SEQUENCE, (3, 4), fixed=0.0),

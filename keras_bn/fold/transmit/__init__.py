@@ -8,14 +8,12 @@ the order in which they are to be tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from keras import layers
 from keras.src.ops import numpy as operators
 
-from keras_bn.fold.absorb.rule import refusing_inside
-from keras_bn.fold.affine import Affine, Refused
+from keras_bn.fold.affine import Refused
 from keras_bn.fold.transmit import (
     blocks,
     elementwise,
@@ -25,6 +23,7 @@ from keras_bn.fold.transmit import (
     products,
     slices,
     windows,
+    wrappers,
 )
 from keras_bn.fold.transmit.elementwise import NOTHING
 from keras_bn.fold.transmit.rule import Assignment, Call, Transmit
@@ -61,7 +60,11 @@ def rule_for(operation: Any) -> Transmit | None:
     """The rule that covers `operation`, or None: unknown operations stop every affine."""
     if type(operation) is layers.TimeDistributed:
         inside = rule_for(operation.layer)
-        return inside and _at_every_step(inside)
+        return inside and wrappers.at_every_step(inside)
+    if type(operation) in wrappers.PIPELINE:
+        rules = [rule_for(layer) for layer in operation.layers]
+        known = [rule for rule in rules if rule is not None]
+        return wrappers.one_after_the_other(known) if len(known) == len(rules) else None
     return next((rule for rule in RULES if type(operation) in rule.operations), None)
 
 
@@ -72,7 +75,7 @@ def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
         Refused: the call does more than its operation's inference on them.
     """
     if node.training and not isinstance(
-        node.operation, (*elementwise.AUGMENTATION, *windows.ON_IMAGES)
+        node.operation, (*elementwise.AUGMENTATION, *windows.ON_IMAGES, *wrappers.PIPELINE)
     ):
         raise Refused(f"'{node.path}' is called with training=True")
     if isinstance(node.operation, layers.Multiply) and not masked.isdisjoint(node.inputs):
@@ -96,33 +99,3 @@ def _goes_by_masks(operation: Any) -> bool:
     if type(operation) is layers.TimeDistributed:
         return not operation.layer._call_has_mask_arg
     return isinstance(operation, layers.GlobalAveragePooling1D)  # of fewer elements
-
-
-def _at_every_step(rule: Transmit) -> Transmit:
-    """The rule for a TimeDistributed, out of the rule for the layer inside it."""
-
-    def of_a_step(layer: Any, affine: Affine, call: Call) -> tuple[Any, Affine, Call]:
-        if not affine.constant_along([0]):
-            raise Refused(f"its scale and shift vary from step to step of '{layer.name}'")
-        inputs, outputs = (
-            tuple(shape[1:] for shape in shapes) for shapes in (call.inputs, call.outputs)
-        )
-        return layer.layer, affine.map(lambda array: array[0]), Call(inputs, outputs)
-
-    def of_all(assignments: Iterator[Assignment]) -> Iterator[Assignment]:
-        for sides in assignments:
-            yield Assignment(*([_with_steps(affine) for affine in side] for side in sides))
-
-    def backward(layer: Any, affine: Affine, call: Call, position: int) -> Iterator[Assignment]:
-        with refusing_inside(layer):
-            yield from of_all(rule.backward(*of_a_step(layer, affine, call), position))
-
-    def forward(layer: Any, affine: Affine, call: Call, position: int) -> Iterator[Assignment]:
-        with refusing_inside(layer):
-            yield from of_all(rule.forward(*of_a_step(layer, affine, call), position))
-
-    return Transmit((layers.TimeDistributed,), backward, forward)
-
-
-def _with_steps(affine: Affine) -> Affine:
-    return affine.map(lambda array: array[None])
