@@ -118,7 +118,7 @@ class Move:
             raise Refused("it would have to go too far")
         view = self.landing.view
         producer = view.producers.get(tensor)
-        readers = [node for node in view.consumers[tensor] if node is not origin]
+        readers = self._affected(tensor, storage.affine, origin)
         if tensor in view.outputs:
             raise Refused(self._reaches_output(producer, storage))
         if producer is None:
@@ -127,10 +127,25 @@ class Move:
             raise Refused(f"'{producer.path}' also feeds '{readers[0].path}'")
         if producer is not origin:
             self._at_producer(producer, tensor, storage)
-        elif not readers:
+        elif not any(view.consumers[output] for output in producer.outputs):
             raise Refused("nothing reads its output")
         for reader in dict.fromkeys(readers):
             self._at_reader(reader, tensor, storage)
+
+    def _affected(self, tensor: Tensor, affine: Affine, origin: Node) -> list[Node]:
+        """The readers of `tensor`, other than `origin`, for which `affine` changes something."""
+        readers = [node for node in self.landing.view.consumers[tensor] if node is not origin]
+        return [node for node in readers if not self._passes_over(node, affine)]
+
+    def _passes_over(self, node: Node, affine: Affine) -> bool:
+        """Whether `node` is a slice of what `affine` leaves as it is."""
+        if not isinstance(node.operation, transmit.SLICES):
+            return False
+        try:
+            (assignment,) = self._assignments(node, "forward", 0, affine)
+        except Refused:
+            return False
+        return all(output.is_identity for output in assignment.outputs)
 
     def _at_producer(self, node: Node, tensor: Tensor, storage: Storage) -> None:
         """Have `node` produce the stored values."""
@@ -148,7 +163,7 @@ class Move:
             composed = node.site in self.landing.ends
             self._absorb(node, "backward", affine, None if composed else change, storage)
         else:
-            self._transmit(node, None, storage)
+            self._transmit(node, "backward", node.outputs.index(tensor), storage)
 
     def _at_reader(self, node: Node, tensor: Tensor, storage: Storage) -> None:
         """Have `node` work from the stored values."""
@@ -164,7 +179,7 @@ class Move:
         else:
             inputs = self._passed_by(node)
             for position in (i for i, other in enumerate(inputs) if other == tensor):
-                self._transmit(node, position, storage)
+                self._transmit(node, "forward", position, storage)
 
     def _to_apply(self, storage: Storage, direction: Direction) -> Affine:
         """The affine that the side `direction` of a tensor has to apply."""
@@ -191,28 +206,31 @@ class Move:
 
     # --- passing on ------------------------------------------------------------------------------
 
-    def _transmit(self, node: Node, position: int | None, storage: Storage) -> None:
-        """Settle the other tensors of `node`, whose input `position` (None: output) is stored so.
+    def _transmit(self, node: Node, direction: Direction, position: int, storage: Storage) -> None:
+        """Settle the other tensors of `node`, one of which is stored so.
 
-        The first assignment that holds is taken. Those that fewest other readers have to make good
-        for come first.
+        That is the output ("backward") or the input ("forward") at `position`. The first
+        assignment that holds is taken. Those that fewest other readers have to make good for come
+        first.
         """
         inputs = self._passed_by(node)
-        rule = transmit.rule_for(node.operation)
-        assert rule is not None
-        shapes = _shapes(self.landing.view, inputs, node)
-        if position is None:
-            assignments = rule.backward(node.operation, storage.affine, shapes)
-        else:
-            assignments = rule.forward(node.operation, storage.affine, shapes, position)
+        assignments = self._assignments(node, direction, position, storage.affine)
         passed = (*storage.through, type(node.operation).__name__)
         refusals = []
-        others = [self._others(tensor, node) for tensor in inputs]
-        for assignment in sorted(assignments, key=lambda each: _touched(each, others)):
+
+        def touched(assignment: transmit.Assignment) -> int:
+            return sum(
+                len(self._affected(tensor, affine, node)) * (affine.scales + affine.shifts)
+                for tensor, affine in zip(inputs, assignment.inputs, strict=True)
+            )
+
+        for assignment in sorted(assignments, key=touched):
             trial = replace(self, stored=dict(self.stored), absorptions=list(self.absorptions))
             try:
                 for tensor, affine in zip(
-                    (*inputs, node.outputs[0]), (*assignment.inputs, assignment.output), strict=True
+                    (*inputs, *node.outputs),
+                    (*assignment.inputs, *assignment.outputs),
+                    strict=True,
                 ):
                     trial._store(tensor, Storage(affine, storage.direction, passed), node)
             except Refused as refusal:
@@ -222,9 +240,18 @@ class Move:
                 return
         raise refusals[0]
 
-    def _others(self, tensor: Tensor, node: Node) -> int:
-        """How many others than `node` read `tensor`."""
-        return sum(reader is not node for reader in self.landing.view.consumers[tensor])
+    def _assignments(
+        self, node: Node, direction: Direction, position: int, affine: Affine
+    ) -> Iterator[transmit.Assignment]:
+        """The affines around `node` that go with `affine` on one of its tensors."""
+        tensors = self._passed_by(node), node.outputs
+        rule = transmit.rule_for(node.operation)
+        assert rule is not None
+        shapes = self.landing.view.shapes
+        inputs, outputs = (tuple(shapes[tensor][1:] for tensor in side) for side in tensors)
+        call = transmit.Call(inputs, outputs, node.constants)
+        assign = rule.backward if direction == "backward" else rule.forward
+        return assign(node.operation, affine, call, position)
 
     def _passed_by(self, node: Node) -> tuple[Tensor, ...]:
         """The inputs of `node` that affines pass to its output."""
@@ -244,18 +271,6 @@ class Move:
         if producer is None:
             return "it would change an output of the model"
         return f"the output of '{producer.path}' is also an output of the model"
-
-
-def _touched(assignment: transmit.Assignment, others: list[int]) -> int:
-    """How many readers of the inputs that `assignment` stores otherwise have to make good for it.
-
-    Args:
-        others: How many each input has.
-    """
-    return sum(
-        count * (affine.scales + affine.shifts)
-        for affine, count in zip(assignment.inputs, others, strict=True)
-    )
 
 
 def check_call(node: Node, landing: Landing) -> None:
@@ -301,12 +316,6 @@ def _kind(operation: Any) -> str:
     """The operation's class, and that of the layer inside a wrapper."""
     kind = type(operation).__name__
     return f"{kind} of {_kind(operation.layer)}" if isinstance(operation, layers.Wrapper) else kind
-
-
-def _shapes(view: View, inputs: tuple[Tensor, ...], node: Node) -> transmit.Shapes:
-    return transmit.Shapes(
-        tuple(view.shapes[tensor][1:] for tensor in inputs), view.shapes[node.outputs[0]][1:]
-    )
 
 
 def _input_name(view: View, tensor: Tensor) -> str:

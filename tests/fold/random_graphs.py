@@ -105,7 +105,27 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ops.max": lambda x: ops.max(x, axis=1, keepdims=True),
     "ops.expand_dims": lambda x: ops.expand_dims(x, 1),
     "ops.squeeze": lambda x: ops.squeeze(x, 1),
+    "ops.sum": lambda x: ops.sum(x, axis=1),
+    "ops.flip": lambda x: ops.flip(x, axis=-1),
+    "ops.pad": lambda x: ops.pad(x, [[0, 0], *[[0, 0]] * (len(x.shape) - 2), [1, 0]]),
+    "ops.pad, reflecting": lambda x: ops.pad(
+        x, [[0, 0], [1, 1], *[[0, 0]] * (len(x.shape) - 2)], mode="reflect"
+    ),
+    "x[..., 1:]": lambda x: x[..., 1:],
+    "x[..., :1]": lambda x: x[..., :1],
+    "x[:, 0]": lambda x: x[:, 0],
+    "x[:, ::2]": lambda x: x[:, ::2],
+    "ops.stack": lambda x, y: ops.stack([x, y], axis=1),
+    "ops.split, exchanged": lambda x: ops.concatenate(ops.split(x, [1], axis=-1)[::-1], axis=-1),
+    "ops.split, gated": lambda x: _gated(*ops.split(x, 2, axis=-1)),
+    "x@y": lambda x, y: ops.matmul(x, ops.swapaxes(y, 1, 2)),
 }
+
+
+def _gated(x: Any, gate: Any) -> Any:
+    return x * ops.tanh(gate)
+
+
 _TAKE_LISTS = ("Add", "Subtract", "Average", "Multiply", "Maximum", "Minimum", "Concatenate")
 
 
@@ -460,6 +480,18 @@ def _function(pick: Pick, shape: tuple[int, ...]) -> tuple[str, Options]:
     return pick(names), {}
 
 
+def _part(pick: Pick, shape: tuple[int, ...]) -> tuple[str, Options]:
+    """Slices, padding and the like."""
+    names = ["x[..., :1]", "ops.flip", "ops.pad"]
+    if shape[-1] > 1:
+        names += ["x[..., 1:]", "ops.split, exchanged"]
+        names += ["ops.split, gated"] * (shape[-1] % 2 == 0)
+    if len(shape) > 1:
+        names += ["x[:, 0]", "x[:, ::2]", "ops.sum"]
+        names += ["ops.pad, reflecting"] * (shape[0] > 1)
+    return pick(names), {}
+
+
 Family = Callable[[Pick, tuple[int, ...]], tuple[str, Options]]
 
 
@@ -467,7 +499,7 @@ def _families(shape: tuple[int, ...]) -> list[Family]:
     """What can be called on one tensor of `shape`; what matters more stands there more often."""
     rank = len(shape)
     families = [_batch_norm] * 4 + [_dense] * 2 + [_rectifier] * 2
-    families += [_nothing, _constant, _preprocessing, _other_norm, _function]
+    families += [_nothing, _constant, _preprocessing, _other_norm, _function, _part]
     if rank in (2, 3, 4):
         families += [_convolution] * 4 + [_geometry] + [_places]
     if rank in (2, 3):  # 3-D pooling has no float64 on TensorFlow's CPU
@@ -485,7 +517,7 @@ def _families(shape: tuple[int, ...]) -> list[Family]:
 
 _MERGES = (
     *("Add", "Concatenate", "x+y", "Subtract", "x-y", "Average", "Multiply", "x*y"),
-    *("Maximum", "Minimum", "ops.maximum", "ops.minimum", "ops.concatenate"),
+    *("Maximum", "Minimum", "ops.maximum", "ops.minimum", "ops.concatenate", "ops.stack", "x@y"),
 )
 
 _INPUTS = ((5,), (6, 4), (6, 5, 4), (4, 4, 3, 2), (None, 6))
@@ -540,7 +572,7 @@ class _Maker:
             step = pick(
                 [self.single] * 8
                 + [self.merge] * 3
-                + [self.residual, self.dense_block]
+                + [self.residual, self.dense_block, self.halves]
                 + [self.again, self.attention]
                 + ([] if self.nested else [self.model])
             )
@@ -568,6 +600,8 @@ class _Maker:
         kind = self.pick(_MERGES)
         if kind in ("Concatenate", "ops.concatenate"):
             same = [other for other in self.usable if self.shape(other)[:-1] == shape[:-1]]
+        if kind == "x@y" and len(shape) != 2:
+            kind = "x*y"
         inputs = [tensor, self.pick(same)]
         if kind in ("Add", "Average", "Concatenate", "Multiply") and self.pick((0, 0, 1)):
             inputs.append(self.pick(same))
@@ -590,6 +624,14 @@ class _Maker:
             x = self.same_shape(self.normalized(tensor), 2)
             tensor = self.call("Concatenate", (tensor, x), {"axis": -1})
         return tensor
+
+    def halves(self, tensor: int) -> int:
+        """The first channel and the others, each with a normalization, and then together."""
+        if self.shape(tensor)[-1] == 1:
+            return self.single(tensor)
+        parts = [self.call(key, (tensor,)) for key in ("x[..., :1]", "x[..., 1:]")]
+        parts = [self.normalized(part) for part in parts]
+        return self.call("ops.concatenate", tuple(parts))
 
     def normalized(self, tensor: int) -> int:
         kind, options = _batch_norm(self.pick, self.shape(tensor))

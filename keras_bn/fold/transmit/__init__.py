@@ -1,6 +1,6 @@
 """What affines pass through: operations that leave channels alone, under a condition.
 
-Each rule says which affines on an operation's inputs go with which affine on its output:
+Each rule says which affines on an operation's inputs go with which affines on its outputs:
 op(affine₁(x₁), affine₂(x₂), …) = affine(op(x₁, x₂, …)) for all inputs. Where several assignments
 hold, as in front of an addition, whose inputs may share a shift in any way, a rule gives them in
 the order in which they are to be tried.
@@ -8,28 +8,63 @@ the order in which they are to be tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from keras import layers
+from keras.src.ops import numpy as operators
 
-from keras_bn.fold.absorb.rule import refusing_inside
-from keras_bn.fold.affine import Affine, Refused
-from keras_bn.fold.transmit import elementwise, merges, places, windows
+from keras_bn.fold.affine import Refused
+from keras_bn.fold.transmit import (
+    blocks,
+    elementwise,
+    joins,
+    merges,
+    places,
+    products,
+    slices,
+    windows,
+    wrappers,
+)
 from keras_bn.fold.transmit.elementwise import NOTHING
-from keras_bn.fold.transmit.rule import Assignment, Shapes, Transmit
-from keras_bn.graph.view import Node, Tensor
+from keras_bn.fold.transmit.rule import Assignment, Call, Transmit
+from keras_bn.fold.transmit.slices import SLICES
+from keras_bn.graph.view import Node, Tensor, first_argument
 
-__all__ = ["NOTHING", "RULES", "Assignment", "Shapes", "Transmit", "rule_for", "tensors_of"]
+__all__ = ["NOTHING", "RULES", "SLICES", "Assignment", "Call", "Transmit", "rule_for", "tensors_of"]
 
-RULES = (*elementwise.RULES, *places.RULES, *windows.RULES, *merges.RULES)
+RULES = (
+    *elementwise.RULES,
+    *places.RULES,
+    *slices.RULES,
+    *joins.RULES,
+    *blocks.RULES,
+    *windows.RULES,
+    *merges.RULES,
+    *products.RULES,
+)
+
+
+_OF_TWO = (
+    operators.Add,
+    operators.Append,
+    operators.Matmul,
+    operators.Maximum,
+    operators.Minimum,
+    operators.Multiply,
+    operators.Subtract,
+)
+"""What takes tensors in two arguments, and nothing else."""
 
 
 def rule_for(operation: Any) -> Transmit | None:
     """The rule that covers `operation`, or None: unknown operations stop every affine."""
     if type(operation) is layers.TimeDistributed:
         inside = rule_for(operation.layer)
-        return inside and _at_every_step(inside)
+        return inside and wrappers.at_every_step(inside)
+    if type(operation) in wrappers.PIPELINE:
+        rules = [rule_for(layer) for layer in operation.layers]
+        known = [rule for rule in rules if rule is not None]
+        return wrappers.one_after_the_other(known) if len(known) == len(rules) else None
     return next((rule for rule in RULES if type(operation) in rule.operations), None)
 
 
@@ -40,14 +75,18 @@ def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
         Refused: the call does more than its operation's inference on them.
     """
     if node.training and not isinstance(
-        node.operation, (*elementwise.AUGMENTATION, *windows.ON_IMAGES)
+        node.operation, (*elementwise.AUGMENTATION, *windows.ON_IMAGES, *wrappers.PIPELINE)
     ):
         raise Refused(f"'{node.path}' is called with training=True")
     if isinstance(node.operation, layers.Multiply) and not masked.isdisjoint(node.inputs):
         raise Refused(f"'{node.path}' multiplies under a mask")
-    if isinstance(node.operation, merges.OF_TWO):
-        if node.constants:
-            raise Refused(f"'{node.path}' combines it with a constant")
+    of_two = isinstance(node.operation, _OF_TWO)
+    data = node.constants if of_two else {first_argument(node.operation)}
+    if not node.constants.keys().isdisjoint(data) and not isinstance(
+        node.operation, merges.WITH_CONSTANTS
+    ):
+        raise Refused(f"'{node.path}' combines it with a constant")
+    if of_two:
         return (*node.inputs, *node.side_inputs)
     masks = node.others.get("mask", ()) if _goes_by_masks(node.operation) else ()
     if len(node.side_inputs) > len(masks):
@@ -60,31 +99,3 @@ def _goes_by_masks(operation: Any) -> bool:
     if type(operation) is layers.TimeDistributed:
         return not operation.layer._call_has_mask_arg
     return isinstance(operation, layers.GlobalAveragePooling1D)  # of fewer elements
-
-
-def _at_every_step(rule: Transmit) -> Transmit:
-    """The rule for a TimeDistributed, out of the rule for the layer inside it."""
-
-    def of_a_step(layer: Any, affine: Affine, shapes: Shapes) -> tuple[Any, Affine, Shapes]:
-        if not affine.constant_along([0]):
-            raise Refused(f"its scale and shift vary from step to step of '{layer.name}'")
-        step = Shapes(tuple(shape[1:] for shape in shapes.inputs), shapes.output[1:])
-        return layer.layer, affine.map(lambda array: array[0]), step
-
-    def of_all(assignments: Iterator[Assignment]) -> Iterator[Assignment]:
-        for inputs, output in assignments:
-            yield Assignment([_with_steps(affine) for affine in inputs], _with_steps(output))
-
-    def backward(layer: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
-        with refusing_inside(layer):
-            yield from of_all(rule.backward(*of_a_step(layer, affine, shapes)))
-
-    def forward(layer: Any, affine: Affine, shapes: Shapes, position: int) -> Iterator[Assignment]:
-        with refusing_inside(layer):
-            yield from of_all(rule.forward(*of_a_step(layer, affine, shapes), position))
-
-    return Transmit((layers.TimeDistributed,), backward, forward)
-
-
-def _with_steps(affine: Affine) -> Affine:
-    return affine.map(lambda array: array[None])

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from keras import config, layers
+from keras import config
 
 from keras_bn.fold.affine import Affine, Refused, Shape
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """Shapes of one call's inputs and output, without the batch axis."""
+class Call:
+    """What a rule has to know of a call beside its operation.
+
+    Attributes:
+        inputs, outputs: Shapes of its tensors, without the batch axis.
+        constants: Its arguments that hold no tensor, by name: the key of `x[..., :3]`.
+    """
 
     inputs: tuple[Shape, ...]
-    output: Shape
+    outputs: tuple[Shape, ...]
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Assignment(NamedTuple):
-    """Affines on the inputs and on the output of a call that go with each other."""
+    """Affines on the inputs and on the outputs of a call that go with each other."""
 
     inputs: Sequence[Affine]
-    output: Affine
+    outputs: Sequence[Affine]
 
 
 @dataclass(frozen=True)
@@ -32,40 +38,55 @@ class Transmit:
 
     Attributes:
         operations: The exact classes.
-        backward: (operation, affine on the output, shapes) → assignments.
-        forward: (operation, affine on an input, shapes, which input) → assignments.
+        backward: (operation, affine on an output, call, which output) → assignments.
+        forward: (operation, affine on an input, call, which input) → assignments.
     """
 
     operations: tuple[type, ...]
-    backward: Callable[[Any, Affine, Shapes], Iterator[Assignment]]
-    forward: Callable[[Any, Affine, Shapes, int], Iterator[Assignment]]
+    backward: Callable[[Any, Affine, Call, int], Iterator[Assignment]]
+    forward: Callable[[Any, Affine, Call, int], Iterator[Assignment]]
 
 
-def single(
-    backward: Callable[[Any, Affine, Shapes], Affine],
-    forward: Callable[[Any, Affine, Shapes], Affine] | None = None,
-) -> Any:
-    """Both directions of a rule for one input; without `forward` they demand and do the same."""
+Change = Callable[[Any, Affine, Call], Affine]
+"""(operation, affine, call) → the affine on the other side of an operation that has two sides."""
+
+
+def single(backward: Change, forward: Change | None = None) -> Any:
+    """Both directions of a rule for one input and one output.
+
+    Without `forward` they demand and do the same.
+    """
     forward = forward or backward
 
-    def assign_backward(operation: Any, affine: Affine, shapes: Shapes) -> Iterator[Assignment]:
-        yield Assignment((backward(operation, affine, shapes),), affine)
+    def assign_backward(
+        operation: Any, affine: Affine, call: Call, position: int
+    ) -> Iterator[Assignment]:
+        yield Assignment((backward(operation, affine, call),), (affine,))
 
     def assign_forward(
-        operation: Any, affine: Affine, shapes: Shapes, position: int
+        operation: Any, affine: Affine, call: Call, position: int
     ) -> Iterator[Assignment]:
-        yield Assignment((affine,), forward(operation, affine, shapes))
+        yield Assignment((affine,), (forward(operation, affine, call),))
 
     return assign_backward, assign_forward
+
+
+def unchanged(layer: Any, affine: Affine, call: Call) -> Affine:
+    return affine
 
 
 def spatial_axes(layer: Any, rank: int) -> list[int]:
     """The axes behind the batch axis that are not the channel axis."""
     axes = list(range(rank))
+    axes.pop(channel_axis(layer))
+    return axes
+
+
+def channel_axis(layer: Any) -> int:
+    """The channel axis, counted behind the batch axis."""
     # Operations of keras.ops leave it to the configuration where they are not told.
     data_format = getattr(layer, "data_format", "channels_last") or config.image_data_format()
-    axes.pop(0 if data_format == "channels_first" else -1)
-    return axes
+    return 0 if data_format == "channels_first" else -1
 
 
 def require_constant(layer: Any, affine: Affine, axes: Sequence[int]) -> None:
@@ -73,10 +94,6 @@ def require_constant(layer: Any, affine: Affine, axes: Sequence[int]) -> None:
         raise Refused(f"its scale and shift vary along an axis that '{layer.name}' moves or merges")
 
 
-def unchanged(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
-    return affine
-
-
-def of_keras(*names: str) -> tuple[type, ...]:
-    """Those of Keras's layers of these names that the installed version has."""
-    return tuple(getattr(layers, name) for name in names if hasattr(layers, name))
+def of_keras(module: Any, *names: str) -> tuple[type, ...]:
+    """Those classes of these names that the installed Keras has in `module`."""
+    return tuple(getattr(module, name) for name in names if hasattr(module, name))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from keras import layers
-from keras.src.ops import nn as activations
+from keras.src.ops import image as images
+from keras.src.ops import nn
 from keras.src.ops import numpy as operators
 
-from keras_bn.fold.affine import Affine, Refused, Shape
+from keras_bn.fold.affine import Affine, Refused, Shape, known
 from keras_bn.fold.transmit.rule import (
-    Shapes,
+    Call,
+    Change,
     Transmit,
     of_keras,
     require_constant,
@@ -25,14 +28,14 @@ from keras_bn.fold.transmit.rule import (
 ON_IMAGES = (layers.CenterCrop, layers.RandomCrop, layers.Resizing)
 
 
-def _spatially_constant(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+def _spatially_constant(layer: Any, affine: Affine, call: Call) -> Affine:
     require_constant(layer, affine, spatial_axes(layer, len(affine.shape)))
     return affine
 
 
-def _cropped(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+def _cropped(layer: Any, affine: Affine, call: Call) -> Affine:
     _require_images(layer, affine)
-    return _spatially_constant(layer, affine, shapes)
+    return _spatially_constant(layer, affine, call)
 
 
 def _require_images(layer: Any, affine: Affine) -> None:
@@ -40,17 +43,17 @@ def _require_images(layer: Any, affine: Affine) -> None:
         raise Refused(f"'{layer.name}' takes the batch axis for the height of one image")
 
 
-def _resized(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+def _resized(layer: Any, affine: Affine, call: Call) -> Affine:
     # The weights sum to one, whatever the interpolation, with antialiasing or without.
     _require_images(layer, affine)
     fills = layer.pad_to_aspect_ratio and np.any(
         affine.scale * layer.fill_value + affine.shift != layer.fill_value
     )
-    if fills and _pads(layer, shapes.inputs[0]):
+    if fills and _pads(layer, call.inputs[0]):
         raise Refused(
             f"'{layer.name}' fills up with {layer.fill_value}, which would have to change"
         )
-    return _spatially_constant(layer, affine, shapes)
+    return _spatially_constant(layer, affine, call)
 
 
 def _pads(layer: Any, shape: Shape) -> bool:
@@ -58,39 +61,46 @@ def _pads(layer: Any, shape: Shape) -> bool:
     height, width = (shape[axis] for axis in spatial_axes(layer, 3))
     if height is None or width is None:
         return True
-    of_height, of_width = layer.height, layer.width
+    of_height, of_width = (
+        layer.size if isinstance(layer, images.Resize) else (layer.height, layer.width)
+    )
     return width * of_height != height * of_width
 
 
-def _maximum(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+def _maximum(layer: Any, affine: Affine, call: Call) -> Affine:
     # Padding is −∞, which a positive scale and any shift leave where it is, and which never shows.
     if np.any(affine.scale < 0):
         raise Refused(f"a scale is negative, and '{layer.name}' takes maxima")
-    return _spatially_constant(layer, affine, shapes)
+    return _spatially_constant(layer, affine, call)
 
 
-def _zero_padded(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+def _zero_padded(layer: Any, affine: Affine, call: Call) -> Affine:
     if np.any(affine.shift != 0):
         raise Refused(f"'{layer.name}' pads with zeros, which the shift would have to reach")
-    return _spatially_constant(layer, affine, shapes)
+    return _spatially_constant(layer, affine, call)
+
+
+def _padded_images(operation: Any, affine: Affine, call: Call) -> Affine:
+    _require_images(operation, affine)
+    return _zero_padded(operation, affine, call)
 
 
 def _global(
-    change: Callable[[Any, Affine, Shapes], Affine],
+    change: Change,
 ) -> tuple[Callable[..., Affine], Callable[..., Affine]]:
     """Both directions through a reduction over all spatial axes."""
 
-    def backward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
+    def backward(layer: Any, affine: Affine, call: Call) -> Affine:
         if not layer.keepdims:
-            axes = spatial_axes(layer, len(shapes.inputs[0]))
+            axes = spatial_axes(layer, len(call.inputs[0]))
             affine = affine.map(lambda array: np.expand_dims(array, axes))
-        return change(layer, affine, shapes)
+        return change(layer, affine, call)
 
-    def forward(layer: Any, affine: Affine, shapes: Shapes) -> Affine:
-        affine = change(layer, affine, shapes)
+    def forward(layer: Any, affine: Affine, call: Call) -> Affine:
+        affine = change(layer, affine, call)
         if layer.keepdims:
             return affine
-        axes = tuple(spatial_axes(layer, len(shapes.inputs[0])))
+        axes = tuple(spatial_axes(layer, len(call.inputs[0])))
         return affine.map(lambda array: np.squeeze(array, axes))
 
     return backward, forward
@@ -100,40 +110,64 @@ def _global(
 
 
 def _reduced(
-    change: Callable[[Any, Affine, Shapes], Affine],
+    backward: Change, forward: Change | None = None
 ) -> tuple[Callable[..., Affine], Callable[..., Affine]]:
-    """Both directions through a mean or an extreme."""
+    """Both directions through a reduction that does to an affine what `backward` and `forward` do.
 
-    def axes_of(operation: Any, shapes: Shapes) -> tuple[int, ...]:
-        rank = len(shapes.inputs[0])
-        given = range(rank + 1) if operation.axis is None else operation.axis
-        axes = tuple(axis % (rank + 1) - 1 for axis in given)
-        if -1 in axes:
-            raise Refused(f"'{operation.name}' reduces the batch axis")
-        return axes
+    They come with the axes still in place. Without `forward` they do the same.
+    """
+    forward = forward or backward
 
-    def backward(operation: Any, affine: Affine, shapes: Shapes) -> Affine:
-        axes = axes_of(operation, shapes)
-        if not operation.keepdims:
+    def reduced_backward(operation: Any, affine: Affine, call: Call) -> Affine:
+        axes = _reduced_axes(operation, call)
+        if not getattr(operation, "keepdims", False):
             affine = affine.map(lambda array: np.expand_dims(array, axes))
         require_constant(operation, affine, axes)
-        return change(operation, affine, shapes)
+        return backward(operation, affine, call)
 
-    def forward(operation: Any, affine: Affine, shapes: Shapes) -> Affine:
-        axes = axes_of(operation, shapes)
+    def reduced_forward(operation: Any, affine: Affine, call: Call) -> Affine:
+        axes = _reduced_axes(operation, call)
         require_constant(operation, affine, axes)
-        affine = change(operation, affine, shapes)
-        return affine if operation.keepdims else affine.map(lambda array: np.squeeze(array, axes))
+        affine = forward(operation, affine, call)
+        if getattr(operation, "keepdims", False):
+            return affine
+        return affine.map(lambda array: np.squeeze(array, axes))
 
-    return backward, forward
+    return reduced_backward, reduced_forward
 
 
-def _extreme(operation: Any, affine: Affine, shapes: Shapes) -> Affine:
-    if operation.initial is not None:
+def _reduced_axes(operation: Any, call: Call) -> tuple[int, ...]:
+    rank = len(call.inputs[0]) + 1
+    given: Sequence[int] = range(rank)
+    if operation.axis is not None:
+        given = [operation.axis] if isinstance(operation.axis, int) else operation.axis
+    axes = tuple(axis % rank - 1 for axis in given)
+    if -1 in axes:
+        raise Refused(f"'{operation.name}' reduces the batch axis")
+    return axes
+
+
+def _extreme(operation: Any, affine: Affine, call: Call) -> Affine:
+    if getattr(operation, "initial", None) is not None:
         raise Refused(f"'{operation.name}' compares with a constant")
     if np.any(affine.scale < 0):
         raise Refused(f"a scale is negative, and '{operation.name}' compares elements")
     return affine
+
+
+def _sum_backward(operation: Any, affine: Affine, call: Call) -> Affine:
+    return Affine(affine.scale, affine.shift / _count(operation, affine, call))
+
+
+def _sum_forward(operation: Any, affine: Affine, call: Call) -> Affine:
+    return Affine(affine.scale, affine.shift * _count(operation, affine, call))
+
+
+def _count(operation: Any, affine: Affine, call: Call) -> int:
+    """How many elements are summed, each with its shift."""
+    if not affine.shifts:
+        return 1
+    return math.prod(known([call.inputs[0][axis] for axis in _reduced_axes(operation, call)]))
 
 
 RULES = (
@@ -146,14 +180,18 @@ RULES = (
             layers.AveragePooling1D,
             layers.AveragePooling2D,
             layers.AveragePooling3D,
-            activations.AveragePool,
+            nn.AveragePool,
             layers.Cropping1D,
             layers.Cropping2D,
             layers.Cropping3D,
             # Their windows hold real elements only.
             *of_keras(
-                "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"
+                layers,
+                "AdaptiveAveragePooling1D",
+                "AdaptiveAveragePooling2D",
+                "AdaptiveAveragePooling3D",
             ),
+            *of_keras(nn, "AdaptiveAveragePool"),
             # Weights that sum to one, in every interpolation.
             layers.UpSampling1D,
             layers.UpSampling2D,
@@ -163,15 +201,19 @@ RULES = (
     ),
     # The first resizes images that are too small. The second does nothing in inference, whatever
     # Keras says of its output's shape.
-    Transmit((layers.CenterCrop, layers.RandomCrop), *single(_cropped)),
-    Transmit((layers.Resizing,), *single(_resized)),
+    Transmit((layers.CenterCrop, layers.RandomCrop, images.CropImages), *single(_cropped)),
+    Transmit((images.PadImages,), *single(_padded_images)),
+    Transmit((layers.Resizing, images.Resize), *single(_resized)),
     Transmit(
         (
             layers.MaxPooling1D,
             layers.MaxPooling2D,
             layers.MaxPooling3D,
-            activations.MaxPool,
-            *of_keras("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"),
+            nn.MaxPool,
+            *of_keras(
+                layers, "AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"
+            ),
+            *of_keras(nn, "AdaptiveMaxPool"),
         ),
         *single(_maximum),
     ),
@@ -187,6 +229,11 @@ RULES = (
         (layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
         *single(*_global(_maximum)),
     ),
-    Transmit((operators.Mean,), *single(*_reduced(unchanged))),
-    Transmit((operators.Max, operators.Min), *single(*_reduced(_extreme))),
+    # The weights of an average come to one, whatever they are.
+    Transmit((operators.Mean, operators.Average, operators.Median), *single(*_reduced(unchanged))),
+    Transmit((operators.Sum,), *single(*_reduced(_sum_backward, _sum_forward))),
+    Transmit(
+        (operators.Max, operators.Min, operators.Amax, operators.Amin),
+        *single(*_reduced(_extreme)),
+    ),
 )
