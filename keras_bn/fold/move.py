@@ -142,7 +142,7 @@ class Move:
         if not isinstance(node.operation, transmit.SLICES):
             return False
         try:
-            (assignment,) = self._assignments(node, "forward", 0, affine)
+            (assignment,) = self._assignments(node, self._passed_by(node), "forward", 0, affine)
         except Refused:
             return False
         return all(output.is_identity for output in assignment.outputs)
@@ -214,9 +214,13 @@ class Move:
         first.
         """
         inputs = self._passed_by(node)
-        assignments = self._assignments(node, direction, position, storage.affine)
+        first, *others = self._assignments(node, inputs, direction, position, storage.affine)
         passed = (*storage.through, type(node.operation).__name__)
-        refusals = []
+
+        def settle(move: Move, assignment: transmit.Assignment) -> None:
+            tensors, affines = (*inputs, *node.outputs), (*assignment.inputs, *assignment.outputs)
+            for tensor, affine in zip(tensors, affines, strict=True):
+                move._store(tensor, Storage(affine, storage.direction, passed), node)
 
         def touched(assignment: transmit.Assignment) -> int:
             return sum(
@@ -224,15 +228,14 @@ class Move:
                 for tensor, affine in zip(inputs, assignment.inputs, strict=True)
             )
 
-        for assignment in sorted(assignments, key=touched):
+        if not others:
+            settle(self, first)
+            return
+        refusals = []
+        for assignment in sorted([first, *others], key=touched):
             trial = replace(self, stored=dict(self.stored), absorptions=list(self.absorptions))
             try:
-                for tensor, affine in zip(
-                    (*inputs, *node.outputs),
-                    (*assignment.inputs, *assignment.outputs),
-                    strict=True,
-                ):
-                    trial._store(tensor, Storage(affine, storage.direction, passed), node)
+                settle(trial, assignment)
             except Refused as refusal:
                 refusals.append(refusal)
             else:
@@ -241,15 +244,21 @@ class Move:
         raise refusals[0]
 
     def _assignments(
-        self, node: Node, direction: Direction, position: int, affine: Affine
+        self,
+        node: Node,
+        inputs: tuple[Tensor, ...],
+        direction: Direction,
+        position: int,
+        affine: Affine,
     ) -> Iterator[transmit.Assignment]:
         """The affines around `node` that go with `affine` on one of its tensors."""
-        tensors = self._passed_by(node), node.outputs
         rule = transmit.rule_for(node.operation)
         assert rule is not None
         shapes = self.landing.view.shapes
-        inputs, outputs = (tuple(shapes[tensor][1:] for tensor in side) for side in tensors)
-        call = transmit.Call(inputs, outputs, node.constants)
+        before, after = (
+            tuple(shapes[tensor][1:] for tensor in side) for side in (inputs, node.outputs)
+        )
+        call = transmit.Call(before, after, node.constants)
         assign = rule.backward if direction == "backward" else rule.forward
         return assign(node.operation, affine, call, position)
 

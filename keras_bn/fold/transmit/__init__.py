@@ -81,11 +81,10 @@ def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
     if isinstance(node.operation, layers.Multiply) and not masked.isdisjoint(node.inputs):
         raise Refused(f"'{node.path}' multiplies under a mask")
     of_two = isinstance(node.operation, _OF_TWO)
-    data = node.constants if of_two else {first_argument(node.operation)}
-    if not node.constants.keys().isdisjoint(data) and not isinstance(
-        node.operation, merges.WITH_CONSTANTS
-    ):
-        raise Refused(f"'{node.path}' combines it with a constant")
+    if node.constants and not isinstance(node.operation, merges.WITH_CONSTANTS):
+        data = node.constants if of_two else {first_argument(node.operation)}
+        if not node.constants.keys().isdisjoint(data):
+            raise Refused(f"'{node.path}' combines it with a constant")
     if of_two:
         return (*node.inputs, *node.side_inputs)
     masks = node.others.get("mask", ()) if _goes_by_masks(node.operation) else ()

@@ -45,8 +45,10 @@ class Part:
         for axis, pick in self.picks.items():
             if result.shape[axis] != 1:
                 result = _taken(result, axis, pick(np.arange(result.shape[axis])))
-        result = result.map(lambda array: array.squeeze(self.dropped))
-        result = result.map(lambda array: np.expand_dims(array, self.inserted))
+        if self.dropped:
+            result = result.map(lambda array: array.squeeze(self.dropped))
+        if self.inserted:
+            result = result.map(lambda array: np.expand_dims(array, self.inserted))
         return _without_batch_axis(result).compact()
 
     def within(self, affine: Affine, whole: Shape) -> Iterator[Affine]:
