@@ -700,7 +700,18 @@ class _Maker:
             outputs += [n for n in ends[:-1] if self.pick((1, 0))][:2]
             if self.pick((0, 0, 0, 1)):
                 outputs.append(self.pick(range(start, len(self.tensors))))
+        outputs += [self.call("Identity", (number,)) for number in self.unconnected(outputs)]
         return Graph(self.inputs, tuple(self.calls), tuple(dict.fromkeys(outputs)), weights)
+
+    def unconnected(self, outputs: list[int]) -> list[int]:
+        """The inputs that no output depends on, which not every Keras lets a model have."""
+        start, seen, pending = len(self.inputs), set(), list(outputs)
+        while pending:
+            number = pending.pop()
+            if number not in seen:
+                seen.add(number)
+                pending += self.calls[number - start].inputs if number >= start else ()
+        return [number for number in range(start) if number not in seen]
 
 
 def _swap(layer: tuple[str, Options], tensor: int) -> tuple[str, tuple[int, ...], Options]:

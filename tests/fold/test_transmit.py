@@ -92,7 +92,7 @@ PASSED = {
     "unstack": row(lambda x: ops.unstack(x, axis=1), forward=(0, 2)),
     "unstack channels": row(lambda x: ops.unstack(x, axis=-1)),
     # Copies and other orders.
-    "flip": row(lambda x: ops.flip(x, axis=(1, -1)), forward=(0, 2), backward=(0, 2)),
+    "flip": row(lambda x: ops.flip(x, axis=-1), forward=(0, 2), backward=(0, 2)),
     "flip all": row(lambda x: ops.flip(x), forward=(0, 1, 2)),
     "fliplr": row(lambda x: ops.fliplr(x), forward=ROWS, backward=ROWS),
     "flipud": row(lambda x: ops.flipud(x), forward=ROWS, backward=ROWS),
@@ -131,7 +131,7 @@ PASSED = {
     # Blocks.
     "extract_patches": row(lambda x: ops.image.extract_patches(x, (3, 2)), backward=NOWHERE),
     "extract_patches, padded": row(
-        lambda x: ops.image.extract_patches(x, 3, strides=1, padding="same"),
+        lambda x: ops.image.extract_patches(x, 3, padding="same"),
         backward=NOWHERE,
         fixed=0.0,
     ),
@@ -291,7 +291,7 @@ REFUSED = {
         row(lambda x: ops.image.extract_patches(x, 2), (8, 4), backward=()),
         "takes the batch axis for an axis of one image",
     ),
-    "depth to space": (
+    "depth_to_space": (
         row(lambda x: ops.depth_to_space(x, 2), backward=None),
         "differ where the same element is repeated",
     ),
@@ -372,6 +372,24 @@ REFUSED = {
         "normalizes its inputs",
     ),
 }
+
+
+NOT_IN_EVERY_KERAS = (
+    "adaptive_average_pool",
+    "adaptive_max_pool",
+    "array_split",
+    "depth_to_space",
+    "dsplit",
+    "dstack",
+    "fliplr",
+    "flipud",
+    "hsplit",
+    "space_to_depth",
+    "vsplit",
+)
+MISSING = tuple(name for name in NOT_IN_EVERY_KERAS if not hasattr(ops, name))
+PASSED = {name: row for name, row in PASSED.items() if not name.startswith(MISSING)}
+REFUSED = {name: row for name, row in REFUSED.items() if not name.startswith(MISSING)}
 
 
 @pytest.fixture(scope="module", autouse=True)

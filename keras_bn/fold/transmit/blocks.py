@@ -65,8 +65,10 @@ def _spatially_constant(directions: Any) -> Any:
     return constant(backward), constant(forward)
 
 
+_EXTRACT_PATCHES = of_keras(images, "ExtractPatches", "ExtractPatches3D")
+
 RULES = (
-    Transmit((images.ExtractPatches,), *_spatially_constant(taking(_patches))),
+    Transmit(_EXTRACT_PATCHES, *_spatially_constant(taking(_patches))),
     Transmit(of_keras(nn, "SpaceToDepth"), *_spatially_constant(taking(_blocks))),
     Transmit(of_keras(nn, "DepthToSpace"), *_spatially_constant(joining(_blocks))),
 )
