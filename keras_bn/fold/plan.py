@@ -163,12 +163,16 @@ def plan(
         frozenset(id(node.operation) for node in asked),
     )
     level = 0
+    refused: set[Refusal] = set()
     while level < len(ROUTES):
         before = state
         for site in before.affines:
             if site not in state.removed and site not in state.bare:
-                state = _try(state, site, ROUTES[level], reasons, rebase)
-        level = 0 if state is not before else level + 1  # what moves may clear the way for another
+                after = _try(state, site, ROUTES[level], reasons, rebase, refused)
+                if after is not state:
+                    refused = set()  # what moves may clear the way for another
+                state = after
+        level = 0 if state is not before else level + 1
     if duplicate:
         state = replace(state, copies=copies(state))
     sites = [site for moved in state.moved for site in sorted(moved.sites)]
@@ -246,12 +250,22 @@ def _stretches(affine: Affine, shape: Shape) -> bool:
 # --- finding a way ------------------------------------------------------------------------------
 
 
+Refusal = tuple[Site, Step, bool]
+"""A first step that was refused in the plan as it is, and whether others might make good for it."""
+
+
 def _try(
-    state: State, site: Site, routes: tuple[Route, ...], reasons: dict[Site, str], rebase: bool
+    state: State,
+    site: Site,
+    routes: tuple[Route, ...],
+    reasons: dict[Site, str],
+    rebase: bool,
+    refused: set[Refusal],
 ) -> State:
     """The plan in which the affine at `site` took the first of `routes` that it can take.
 
-    Where it can take none the plan is what it was, and `reasons` says why.
+    Where it can take none the plan is what it was, and `reasons` says why. What is in `refused` is
+    not tried again, nor a scale and shift together where the scale by itself is; it is added to.
     """
     affine = state.affines[site]
     (node, *_) = state.view.at[site]
@@ -268,14 +282,25 @@ def _try(
         may_invert = route.may_invert and rebase and undoable
         if route.may_invert and not (may_invert or apart):
             continue  # the same as without
+        first, *others = route.steps
+        alone = first._replace(part="scale") if first.part == "all" else first
+        if not refused.isdisjoint({(site, step, may_invert) for step in (first, alone)}):
+            continue
         try:
-            followed = _follow(state, site, route.steps, may_invert)
+            followed = _move(state, site, first, may_invert)
+        except Refused as refusal:
+            refused.add((site, first, may_invert))
+            refusals.append(f"{first.direction}: {refusal}")
+            continue
+        try:
+            for step in others:
+                followed = _move(followed, site, step, may_invert)
             if followed.operations < state.operations:
                 return followed
             raise Refused("it would only change places with another")
         except Refused as refusal:
-            refusals.append(f"{route.steps[0].direction}: {refusal}")
-    if routes is ROUTES[0]:
+            refusals.append(f"{first.direction}: {refusal}")
+    if routes is ROUTES[0] and refusals:
         reasons[site] = "; ".join(refusals)
     return state
 
@@ -287,12 +312,6 @@ def _undoable(affine: Affine, magnitude: Array) -> bool:
     except Refused:
         return False
     return bool(np.all(shift <= _LARGEST_SHIFT * magnitude))
-
-
-def _follow(state: State, site: Site, steps: tuple[Step, ...], may_invert: bool) -> State:
-    for step in steps:
-        state = _move(state, site, step, may_invert)
-    return state
 
 
 def _move(state: State, site: Site, step: Step, may_invert: bool) -> State:
