@@ -4,7 +4,9 @@ Every architecture and size is built at its own image size without its softmax, 
 differences. Kernels are random, and so are gammas (of both signs), betas, biases and the
 statistics of Normalization. Moving statistics are those of a batch of random images under these
 weights: drawn at random they would let activations vanish or overflow on the way through hundreds
-of layers. What folding does to the outputs stands beside what rounding does to the original's:
+of layers. The images differ in brightness as photographs do. Images of noise alone look the same to
+the deeper layers, whose statistics would then be those of next to nothing, and every rounding on
+other images a thousand times what it is. What folding does to the outputs stands beside what rounding does to the original's:
 both are differences from the original in float64, relative to its largest output.
 
 Time is that of a fold beside keras.models.clone_model, which take turns; memory is the growth of
@@ -43,6 +45,7 @@ QUICK_MODELS = (
 )
 COUNTS = ("batch_normalizations", "other_affines", "layers")
 IMAGES = 4  # whose statistics the batch normalizations get
+PATCHES = 8  # along each side of an image
 ROUNDS = 3
 
 
@@ -126,9 +129,10 @@ def measure(name: str, rounds: int) -> None:
 
     import keras_bn
 
+    keras.utils.set_random_seed(0)
     model = application(name, classifier_activation=None)
     rng = np.random.default_rng(0)
-    images = rng.uniform(0, 255, (IMAGES, *model.input_shape[1:])).astype("float32")
+    images = _images(rng, model.input_shape[1:])
     _randomize(model, images, rng)
     folded = keras_bn.fold(model).model
     outputs = [_run(each, images[:1]) for each in (folded, model)]
@@ -180,6 +184,19 @@ def _row(name: str, rounds: int) -> dict[str, Any]:
     except subprocess.CalledProcessError as error:
         signal = " (killed, as for lack of memory)" if error.returncode == -9 else ""
         return {"model": name, "error": f"exit status {error.returncode}{signal}"}
+
+
+def _images(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Bright ones and dark ones: patches of random colours, and noise."""
+    import numpy as np
+
+    height, width, channels = shape
+    brightness = rng.uniform(0, 1, (IMAGES, 1, 1, 1))
+    patches = brightness * rng.uniform(0, 255, (IMAGES, PATCHES, PATCHES, channels))
+    for axis, length in ((1, height), (2, width)):
+        patches = patches.repeat(-(-length // PATCHES), axis)
+    images = patches[:, :height, :width]
+    return np.clip(images + rng.normal(0, 20, images.shape), 0, 255).astype("float32")
 
 
 def _randomize(model: keras.Model, images: np.ndarray, rng: np.random.Generator) -> None:
