@@ -6,8 +6,9 @@ statistics of Normalization. Moving statistics are those of a batch of random im
 weights: drawn at random they would let activations vanish or overflow on the way through hundreds
 of layers. The images differ in brightness as photographs do. Images of noise alone look the same to
 the deeper layers, whose statistics would then be those of next to nothing, and every rounding on
-other images a thousand times what it is. What folding does to the outputs stands beside what rounding does to the original's:
-both are differences from the original in float64, relative to its largest output.
+other images a thousand times what it is. What folding does to the outputs stands beside what
+rounding does to the original's: both are differences from the original in float64, relative to its
+largest output.
 
 Time is that of a fold beside keras.models.clone_model, which take turns; memory is the growth of
 the peak resident set of a fresh process by each. Every model has processes of its own. The largest
