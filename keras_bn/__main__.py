@@ -49,22 +49,18 @@ def run(command: click.Command) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _comes_of_interrupt(error):
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
         if "--verbose" in sys.argv:
             traceback.print_exc()
-        code = exit_code(error)
-        said = "interrupted" if code == INTERRUPTED else f"keras-bn: {explain(error)}"
-        click.echo(said, err=True)
-        sys.exit(code)
+        click.echo(f"keras-bn: {explain(error)}", err=True)
+        sys.exit(exit_code(error))
 
 
-def exit_code(error: Exception) -> int:
+def exit_code(error: BaseException) -> int:
     """The exit code that `error` ends the command with."""
-    if _comes_of_interrupt(error):
-        return INTERRUPTED
     if isinstance(error, ComparisonError):
         return FALLS_SHORT
     if isinstance(error, DeviceError):
@@ -74,12 +70,12 @@ def exit_code(error: Exception) -> int:
 
 def _comes_of_interrupt(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind it: a module in C that it meets while it loads fails to load."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    while error is not None and not isinstance(error, (click.Abort, KeyboardInterrupt)):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """`error` in one message for the terminal."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"

@@ -269,6 +269,7 @@ def _try(
     """
     affine = state.affines[site]
     (node, *_) = state.view.at[site]
+    undoable = _undoable(affine, state.met[site].magnitude)
     refusals = []
     for route in routes:
         apart = len(route.steps) > 1 or route.partial
@@ -276,7 +277,6 @@ def _try(
             continue
         if site in state.ends and any(step.direction == "backward" for step in route.steps):
             continue
-        undoable = _undoable(affine, state.met[site].magnitude)
         if apart and not undoable and any(step in _DIVIDING for step in route.steps):
             continue
         may_invert = route.may_invert and rebase and undoable

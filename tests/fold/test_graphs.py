@@ -434,6 +434,7 @@ def test_the_folded_model_exports_to_onnx(tmp_path):
     evaluator = ReferenceEvaluator(str(tmp_path / "folded.onnx"))
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
     (output,) = evaluator.run(None, {evaluator.input_names[0]: x})
+    # Sums of 27 products around 1 in float32, in another order.
     np.testing.assert_allclose(output, model.predict(x, verbose=0), atol=1e-5)
 
 

@@ -31,13 +31,15 @@ RULES = (
     *wrappers.RULES,
 )
 
+_BY_CLASS = {kind: rule for rule in RULES for kind in rule.layers}
+
 TRAIN_OTHERWISE = (*attention.RULES, *recurrent.RULES, *wrappers.RULES)
 """The rules for layers that compute something else when they are told to train."""
 
 
 def rule_for(layer: Any) -> Absorb | None:
     """The rule that covers `layer`, or None; a wrapper needs one for the layer inside it."""
-    rule = next((rule for rule in RULES if type(layer) in rule.layers), None)
+    rule = _BY_CLASS.get(type(layer))
     if rule in wrappers.RULES and wrappers.rule_inside(layer) is None:
         return None
     return rule

@@ -44,6 +44,8 @@ RULES = (
 )
 
 
+_BY_CLASS = {kind: rule for rule in RULES for kind in rule.operations}
+
 _OF_TWO = (
     operators.Add,
     operators.Append,
@@ -65,7 +67,7 @@ def rule_for(operation: Any) -> Transmit | None:
         rules = [rule_for(layer) for layer in operation.layers]
         known = [rule for rule in rules if rule is not None]
         return wrappers.one_after_the_other(known) if len(known) == len(rules) else None
-    return next((rule for rule in RULES if type(operation) in rule.operations), None)
+    return _BY_CLASS.get(type(operation))
 
 
 def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
