@@ -37,7 +37,7 @@ class Affine:
     shift: Array
 
     def __post_init__(self) -> None:
-        scale, shift = (np.asarray(array, np.float64) for array in (self.scale, self.shift))
+        scale, shift = np.asarray(self.scale, np.float64), np.asarray(self.shift, np.float64)
         if scale.shape != shift.shape:
             scale, shift = np.broadcast_arrays(scale, shift)
         object.__setattr__(self, "scale", scale)
@@ -54,11 +54,11 @@ class Affine:
 
     @cached_property
     def scales(self) -> bool:
-        return bool(np.any(self.scale != 1))
+        return bool((self.scale != 1).any())
 
     @cached_property
     def shifts(self) -> bool:
-        return bool(np.any(self.shift != 0))
+        return bool((self.shift != 0).any())
 
     @property
     def is_identity(self) -> bool:
@@ -99,11 +99,10 @@ class Affine:
         """The same affine with every axis along which nothing varies reduced to length 1."""
         result = self
         for axis, length in enumerate(self.shape):
-            if length == 1:
-                continue
-            first = result.part(axis, 0, 1)
-            if np.all(first.scale == result.scale) and np.all(first.shift == result.shift):
-                result = first
+            if length != 1:
+                first = result.part(axis, 0, 1)
+                if (first.scale == result.scale).all() and (first.shift == result.shift).all():
+                    result = first
         return result
 
     def constant_along(self, axes: Sequence[int]) -> bool:

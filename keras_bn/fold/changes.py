@@ -35,7 +35,7 @@ def changes(before: dict[Site, Affine], state: State, one_operation: bool) -> Ch
             continue
         if not (changed or (one_operation and site in state.composable)):
             continue
-        (node,) = state.view.at[site]
+        (node,) = state.view.at(site)
         shape = state.view.shapes[node.tensor][1:]
         if site in state.ends:
             rest = end_leftover(node, affine)
@@ -50,7 +50,7 @@ def changes(before: dict[Site, Affine], state: State, one_operation: bool) -> Ch
         else:
             replaced[id(node.operation)] = rest.layer
     for site, copy in state.copies.items():
-        (node,) = state.view.at[site]
+        (node,) = state.view.at(site)
         replaced[id(node.operation)] = copy.layer
         weights[id(node.operation)] = copy.absorbed
     for key, (_, centred) in centrings.items():
@@ -64,12 +64,12 @@ def copies(state: State) -> dict[Site, Copy]:
     """For what is left of each affine behind a layer that others read too, a copy of that layer."""
     view, copies = state.view, {}
     for site in state.composable - state.removed:
-        (node,) = view.at[site]
-        original = view.producers.get(node.tensor)
+        (node,) = view.at(site)
+        original = view.producer(node.tensor)
         rule = None if original is None else absorb.rule_for(original.operation)
         if original is None or rule is None or rule.backward is None:
             continue
-        shared = len(view.consumers[node.tensor]) > 1 or node.tensor in view.outputs
+        shared = len(view.readers(node.tensor)) > 1 or node.tensor in view.outputs
         if not shared or original.side_inputs or original.site.owner != site.owner:
             continue
         try:
@@ -87,12 +87,12 @@ def _centrings(state: State) -> dict[int, tuple[Any, Centring]]:
     found = {}
     landing = Landing(state.view, state.composable, state.ends, state.kept, may_invert=False)
     for site in state.ends:
-        (node,) = state.view.at[site]
-        linear = state.view.producers.get(node.tensor)
+        (node,) = state.view.at(site)
+        linear = state.view.producer(node.tensor)
         try:
             if linear is None or not state.view.is_only_call(linear):
                 raise Refused("no layer of its own stands in front")
-            if state.view.consumers[node.tensor] != [node] or node.tensor in state.view.outputs:
+            if state.view.readers(node.tensor) != [node] or node.tensor in state.view.outputs:
                 raise Refused("something else reads what it normalises")
             if is_masked(state.view, node) or state.view.dtypes[node.outputs[0]] not in _FULL:
                 raise Refused("a root mean square normalization treats it otherwise")

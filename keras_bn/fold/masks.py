@@ -33,7 +33,7 @@ def require_mask_stays(view: View, node: Node) -> None:
         Refused: naming the attention that takes a mask off.
     """
     before, after = node.tensor, node.outputs[0]
-    if before not in view.masked or not _is_looked_for(view, view.consumers[after]):
+    if before not in view.masked or not _is_looked_for(view, view.readers(after)):
         return
     taker = _takes_off(view, before, node)
     if taker is None and "mask" in node.others:
@@ -60,7 +60,7 @@ def _is_looked_for(view: View, readers: Iterable[Node]) -> bool:
         if _is_taker(reader) or takes_masks or isinstance(reader.operation, layers.Multiply):
             return True
         for tensor in view.masked.intersection(reader.outputs):
-            pending += view.consumers[tensor]
+            pending += view.readers(tensor)
     return False
 
 
@@ -72,11 +72,11 @@ def _taken_off_before(view: View, node: Node) -> Iterator[Node]:
         if reader.site in seen:
             continue
         seen.add(reader.site)
-        for tensor in view.masked.intersection((*reader.inputs, *reader.side_inputs)):
+        for tensor in view.masked.intersection(reader.tensors):
             taker = _takes_off(view, tensor, reader)
             if taker is not None:
                 yield taker
-            producer = view.producers.get(tensor)
+            producer = view.producer(tensor)
             if producer is not None and not _keeps_its_mask(producer):
                 pending.append(producer)
 
@@ -96,13 +96,13 @@ def _takes_off(view: View, tensor: Tensor, other_than: Node) -> Node | None:
 
 def _readers(view: View, tensor: Tensor) -> Iterator[Node]:
     """The calls that read `tensor`, be it behind layers that give back what they are given."""
-    producer = view.producers.get(tensor)
+    producer = view.producer(tensor)
     while producer is not None and _gives_back(producer):
         tensor = producer.tensor
-        producer = view.producers.get(tensor)
+        producer = view.producer(tensor)
     pending = [tensor]
     while pending:
-        for node in view.consumers[pending.pop()]:
+        for node in view.readers(pending.pop()):
             if _gives_back(node):
                 pending.append(node.outputs[0])
             else:

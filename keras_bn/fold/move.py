@@ -117,7 +117,7 @@ class Move:
         if next(self.budget, None) is None:
             raise Refused("it would have to go too far")
         view = self.landing.view
-        producer = view.producers.get(tensor)
+        producer = view.producer(tensor)
         readers = self._affected(tensor, storage.affine, origin)
         if tensor in view.outputs:
             raise Refused(self._reaches_output(producer, storage))
@@ -127,14 +127,14 @@ class Move:
             raise Refused(f"'{producer.path}' also feeds '{readers[0].path}'")
         if producer is not origin:
             self._at_producer(producer, tensor, storage)
-        elif not any(view.consumers[output] for output in producer.outputs):
+        elif not any(view.readers(output) for output in producer.outputs):
             raise Refused("nothing reads its output")
         for reader in dict.fromkeys(readers):
             self._at_reader(reader, tensor, storage)
 
     def _affected(self, tensor: Tensor, affine: Affine, origin: Node) -> list[Node]:
         """The readers of `tensor`, other than `origin`, for which `affine` changes something."""
-        readers = [node for node in self.landing.view.consumers[tensor] if node is not origin]
+        readers = [node for node in self.landing.view.readers(tensor) if node is not origin]
         return [node for node in readers if not self._passes_over(node, affine)]
 
     def _passes_over(self, node: Node, affine: Affine) -> bool:
@@ -316,7 +316,7 @@ def require_one_dtype(view: View, node: Node) -> None:
     """Refuse a call that changes the dtype: beyond it other numbers overflow or round."""
     after = view.dtypes[node.outputs[0]]
     masks = node.others.get("mask", ())
-    for tensor in (*node.inputs, *node.side_inputs):
+    for tensor in node.tensors:
         if view.dtypes[tensor] != after and tensor not in masks:
             raise Refused(f"'{node.path}' takes {view.dtypes[tensor]} and gives {after}")
 

@@ -268,7 +268,7 @@ def _try(
     not tried again, nor a scale and shift together where the scale by itself is; it is added to.
     """
     affine = state.affines[site]
-    (node, *_) = state.view.at[site]
+    (node, *_) = state.view.at(site)
     undoable = _undoable(affine, state.met[site].magnitude)
     refusals = []
     for route in routes:
@@ -323,11 +323,12 @@ def _move(state: State, site: Site, step: Step, may_invert: bool) -> State:
         missing = _calls_left_out(state, move)
         if not missing:
             return _apply(state, move, step)
-        partners = _partners(state, landing, missing[0], step, sites)
+        call = missing[0]
+        partners = _partners(state, landing, call, step, sites)
         if partners is None:
             raise Refused(
-                f"'{missing[0].path}' is shared by {len(_calls(state.view, missing[0]))} calls, "
-                "and no equal normalization can join it at every one of them"
+                f"'{call.path}' is shared by {len(state.view.calls(call.operation))} calls, and no "
+                "equal normalization can join it at every one of them"
             )
         sites |= partners
 
@@ -336,7 +337,7 @@ def _sent(state: State, landing: Landing, sites: set[Site], step: Step) -> Move:
     move = Move(landing, frozenset(sites))
     for site in sites:
         leaving, _ = take(state.affines[site], step)
-        for node in state.view.at[site]:
+        for node in state.view.at(site):
             if site in state.ends and leaving.shifts and gives_zeros(state.view, node):
                 raise Refused(f"'{node.path}' gives zeros, not its beta, where its mask is False")
             move.send(node, leaving, step.direction)
@@ -344,10 +345,6 @@ def _sent(state: State, landing: Landing, sites: set[Site], step: Step) -> Move:
 
 
 # --- shared layers ------------------------------------------------------------------------------
-
-
-def _calls(view: View, node: Node) -> list[Node]:
-    return view.calls[id(node.operation)]
 
 
 def _by_call(move: Move) -> dict[int, dict[int, list[Absorption]]]:
@@ -371,7 +368,9 @@ def _calls_left_out(state: State, move: Move) -> list[Node]:
                     f"'{first[0].node.operation.name}' is shared, and its calls meet different "
                     "normalizations"
                 )
-        missing += [call for call in _calls(state.view, first[0].node) if id(call) not in calls]
+        missing += [
+            call for call in state.view.calls(first[0].node.operation) if id(call) not in calls
+        ]
     return missing
 
 
@@ -434,7 +433,7 @@ def _apply(state: State, move: Move, step: Step) -> State:
                 met[node.site] = met[node.site].stored_under(affine)
     return replace(
         state,
-        view=state.view.without(frozenset(gone)) if gone else state.view,
+        view=state.view.without(gone),
         affines=affines,
         met=met,
         removed=state.removed | gone,

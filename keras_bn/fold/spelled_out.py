@@ -72,12 +72,12 @@ def _regions(
     pending = [(-order[end.outputs[0]], end.outputs[0])]  # the latest first
     while len(calls) < _LONGEST:
         _, tensor = heapq.heappop(pending)
-        node = view.producers.get(tensor)
+        node = view.producer(tensor)
         if node is None or _function(node) is None:
             return
         calls.append(node)
         known = {other for _, other in pending}
-        for other in {*node.inputs, *node.side_inputs} - known:
+        for other in set(node.tensors) - known:
             heapq.heappush(pending, (-order.get(other, -1), other))
         if len(pending) == 1:
             yield pending[0][1], calls[::-1]

@@ -9,7 +9,7 @@ structure that it came from, which is what `rebuild` acts on.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -63,12 +63,46 @@ class Node:
     @cached_property
     def tensor(self) -> Tensor:
         """The first tensor among the arguments: x of `2 * x`."""
-        return (*self.inputs, *self.side_inputs)[0]
+        return self.tensors[0]
 
     @cached_property
     def side_inputs(self) -> tuple[Tensor, ...]:
         """The tensors of all arguments but the first."""
         return tuple(tensor for tensors in self.others.values() for tensor in tensors)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of all arguments."""
+        return (*self.inputs, *self.side_inputs)
+
+    def reading(self, new: Tensor, old: Tensor) -> Node:
+        """The same call, reading `new` where it read `old`."""
+
+        def renamed(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(new if tensor == old else tensor for tensor in tensors)
+
+        others = {name: renamed(tensors) for name, tensors in self.others.items()}
+        return replace(self, inputs=renamed(self.inputs), others=others)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Numbers of calls, by what they are looked up by; they stay where calls go."""
+
+    producers: dict[Tensor, int]
+    calls: dict[int, list[int]]
+    sites: dict[Site, list[int]]
+
+    @staticmethod
+    def of(nodes: Iterable[Node]) -> _Index:
+        producers: dict[Tensor, int] = {}
+        calls: dict[int, list[int]] = {}
+        sites: dict[Site, list[int]] = {}
+        for number, node in enumerate(nodes):
+            producers.update(dict.fromkeys(node.outputs, number))
+            calls.setdefault(id(node.operation), []).append(number)
+            sites.setdefault(node.site, []).append(number)
+        return _Index(producers, calls, sites)
 
 
 @dataclass(frozen=True)
@@ -76,7 +110,10 @@ class View:
     """The calls of a model in the order they run.
 
     Attributes:
-        nodes: In topological order.
+        numbered: The calls in topological order, by numbers that stay when others go.
+        read_by: By tensor, the numbers of the calls that read it; one that reads it twice stands
+            there twice.
+        index: The numbers of the calls by all else.
         inputs, outputs: The model's own tensors, flattened.
         input_names: The names of the model's inputs.
         shapes: Shape of each tensor, batch axis first, None where it is not known.
@@ -86,7 +123,9 @@ class View:
             could not be opened up. Nothing may change in them, since not all calls are seen.
     """
 
-    nodes: tuple[Node, ...]
+    numbered: Mapping[int, Node]
+    read_by: Mapping[Tensor, tuple[int, ...]]
+    index: _Index
     inputs: tuple[Tensor, ...]
     input_names: tuple[str, ...]
     outputs: tuple[Tensor, ...]
@@ -95,56 +134,49 @@ class View:
     masked: frozenset[Tensor]
     closed: frozenset[int]
 
-    @cached_property
-    def producers(self) -> dict[Tensor, Node]:
-        return {tensor: node for node in self.nodes for tensor in node.outputs}
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The calls in topological order."""
+        return tuple(self.numbered.values())
 
-    @cached_property
-    def consumers(self) -> dict[Tensor, list[Node]]:
-        """The nodes that read each tensor; a node that reads it twice stands there twice."""
-        readers: dict[Tensor, list[Node]] = {tensor: [] for tensor in self.shapes}
-        for node in self.nodes:
-            for tensor in (*node.inputs, *node.side_inputs):
-                readers[tensor].append(node)
-        return readers
+    def producer(self, tensor: Tensor) -> Node | None:
+        """The call that gives `tensor`; None for an input of the model."""
+        number = self.index.producers.get(tensor)
+        return None if number is None else self.numbered[number]
 
-    @cached_property
-    def calls(self) -> dict[int, list[Node]]:
-        """All calls of each operation, by the operation's id."""
-        calls: dict[int, list[Node]] = {}
-        for node in self.nodes:
-            calls.setdefault(id(node.operation), []).append(node)
-        return calls
+    def readers(self, tensor: Tensor) -> list[Node]:
+        """The calls that read `tensor`; one that reads it twice stands there twice."""
+        return [self.numbered[number] for number in self.read_by[tensor]]
 
-    @cached_property
-    def at(self) -> dict[Site, list[Node]]:
-        """The calls at each site: several where a model around it is called several times."""
-        calls: dict[Site, list[Node]] = {}
-        for node in self.nodes:
-            calls.setdefault(node.site, []).append(node)
-        return calls
+    def calls(self, operation: keras.Operation) -> list[Node]:
+        """All calls of `operation`."""
+        return self._left(self.index.calls[id(operation)])
+
+    def at(self, site: Site) -> list[Node]:
+        """The calls at `site`: several where a model around it is called several times."""
+        return self._left(self.index.sites[site])
+
+    def _left(self, numbers: Iterable[int]) -> list[Node]:
+        return [self.numbered[number] for number in numbers if number in self.numbered]
 
     def is_only_call(self, node: Node) -> bool:
         """Whether the operation called at `node` is called nowhere else."""
-        return len(self.calls[id(node.operation)]) == 1
+        return len(self.calls(node.operation)) == 1
 
-    def without(self, sites: frozenset[Site]) -> View:
+    def without(self, sites: Iterable[Site]) -> View:
         """The view in which the calls at `sites` hand their input on unchanged."""
-        alias: dict[Tensor, Tensor] = {}
-
-        def resolved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(alias.get(tensor, tensor) for tensor in tensors)
-
-        nodes = []
-        for node in self.nodes:
-            if node.site in sites:
-                alias[node.outputs[0]] = resolved((node.tensor,))[0]
-                continue
-            if not alias.keys().isdisjoint((*node.inputs, *node.side_inputs)):
-                others = {name: resolved(tensors) for name, tensors in node.others.items()}
-                node = replace(node, inputs=resolved(node.inputs), others=others)
-            nodes.append(node)
-        return replace(self, nodes=tuple(nodes), outputs=resolved(self.outputs))
+        numbered, read_by, outputs = dict(self.numbered), dict(self.read_by), self.outputs
+        for number in sorted(number for site in sites for number in self.index.sites[site]):
+            gone = numbered.pop(number)
+            before, after = gone.tensor, gone.outputs[0]
+            for tensor in gone.tensors:
+                read_by[tensor] = tuple(other for other in read_by[tensor] if other != number)
+            for reader in set(read_by[after]):
+                numbered[reader] = numbered[reader].reading(before, after)
+            read_by[before] = tuple(sorted(read_by[before] + read_by[after]))
+            read_by[after] = ()
+            outputs = tuple(before if tensor == after else tensor for tensor in outputs)
+        return replace(self, numbered=numbered, read_by=read_by, outputs=outputs)
 
 
 def view(model: keras.Model) -> View:
@@ -161,8 +193,14 @@ def view(model: keras.Model) -> View:
     inputs = tuple(reader.number(tensor) for tensor in functional.inputs)
     outputs = reader.read(functional, inputs, "", None)
     names = tuple(tensor.name for tensor in functional.inputs)
+    read_by: dict[Tensor, list[int]] = {tensor: [] for tensor in reader.shapes}
+    for number, node in enumerate(reader.nodes):
+        for tensor in node.tensors:
+            read_by[tensor].append(number)
     return View(
-        tuple(reader.nodes),
+        dict(enumerate(reader.nodes)),
+        {tensor: tuple(numbers) for tensor, numbers in read_by.items()},
+        _Index.of(reader.nodes),
         inputs,
         names,
         outputs,

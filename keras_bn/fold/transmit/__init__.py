@@ -88,7 +88,7 @@ def tensors_of(node: Node, masked: frozenset[Tensor]) -> tuple[Tensor, ...]:
         if not node.constants.keys().isdisjoint(data):
             raise Refused(f"'{node.path}' combines it with a constant")
     if of_two:
-        return (*node.inputs, *node.side_inputs)
+        return node.tensors
     masks = node.others.get("mask", ()) if _goes_by_masks(node.operation) else ()
     if len(node.side_inputs) > len(masks):
         raise Refused(f"'{node.path}' is called with further tensors")

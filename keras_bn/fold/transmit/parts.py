@@ -41,15 +41,24 @@ class Part:
 
     def of(self, whole: Affine) -> Affine:
         """The affine that the part has where the whole has `whole`."""
-        result = whole.map(_with_batch_axis)
-        for axis, pick in self.picks.items():
-            if result.shape[axis] != 1:
-                result = _taken(result, axis, pick(np.arange(result.shape[axis])))
-        if self.dropped:
-            result = result.map(lambda array: array.squeeze(self.dropped))
-        if self.inserted:
-            result = result.map(lambda array: np.expand_dims(array, self.inserted))
-        return _without_batch_axis(result).compact()
+        lengths = (1, *whole.shape)
+        numbers = {
+            axis: pick(np.arange(lengths[axis]))
+            for axis, pick in self.picks.items()
+            if lengths[axis] != 1
+        }
+
+        def taken(array: Array) -> Array:
+            array = array[None]
+            for axis, picked in numbers.items():
+                array = array.take(picked, axis)
+            if self.dropped:
+                array = array.squeeze(self.dropped)
+            if self.inserted:
+                array = np.expand_dims(array, self.inserted)
+            return _without_batch_axis(array)
+
+        return whole.map(taken).compact()
 
     def within(self, affine: Affine, whole: Shape) -> Iterator[Affine]:
         """The affines on a whole of shape `whole` where the part has `affine`.
@@ -60,11 +69,12 @@ class Part:
         Raises:
             Refused: an element is picked several times, and `affine` differs there.
         """
-        result = affine.map(_with_batch_axis)
+        result = affine.map(lambda array: array[None])
         if not result.constant_along(self.inserted):
             raise Refused("its scale and shift vary along an axis on which elements are repeated")
-        result = result.map(lambda array: array.squeeze(self.inserted))
-        result = result.map(lambda array: np.expand_dims(array, self.dropped))
+        result = result.map(
+            lambda array: np.expand_dims(array.squeeze(self.inserted), self.dropped)
+        )
         lengths = (None, *whole)
         others_left = {}
         for axis, pick in self.picks.items():
@@ -76,25 +86,17 @@ class Part:
                 numbers = pick(np.arange(length))
                 if len(np.unique(numbers)) < length:
                     others_left[axis] = numbers, length
-        yield _without_batch_axis(result)
+        yield result.map(_without_batch_axis)
         # Over two axes and more it would be a large affine, and no layer's.
         if len(others_left) == 1:
             ((axis, (numbers, length)),) = others_left.items()
-            yield _without_batch_axis(_placed(result, axis, numbers, length))
+            yield _placed(result, axis, numbers, length).map(_without_batch_axis)
 
 
-def _with_batch_axis(array: Array) -> Array:
-    return array[None]
-
-
-def _without_batch_axis(affine: Affine) -> Affine:
-    if affine.shape[0] != 1:
+def _without_batch_axis(array: Array) -> Array:
+    if len(array) != 1:
         raise Refused("its scale and shift would vary along the batch axis")
-    return affine.map(lambda array: array[0])
-
-
-def _taken(affine: Affine, axis: int, numbers: Array) -> Affine:
-    return affine.map(lambda array: array.take(numbers, axis))
+    return array[0]
 
 
 def _placed(affine: Affine, axis: int, numbers: Array, length: int) -> Affine:
