@@ -32,7 +32,15 @@ from keras_bn.fold.move import (
     require_one_dtype,
 )
 from keras_bn.fold.result import FoldedLayer, KeptLayer
-from keras_bn.fold.sources import affine_of, is_affine, is_batch_norm, met, path_of, unwrapped
+from keras_bn.fold.sources import (
+    Met,
+    affine_of,
+    is_affine,
+    is_batch_norm,
+    met,
+    path_of,
+    unwrapped,
+)
 from keras_bn.fold.spelled_out import spelled_out
 from keras_bn.fold.state import Moved, State, Step, taken_in
 from keras_bn.graph.rebuild import Changes
@@ -153,7 +161,7 @@ def plan(
     state = State(
         view,
         affines,
-        {site: met(calls_of[site], len(affine.shape)) for site, affine in affines.items()},
+        _met(view, calls_of, affines),
         frozenset(
             node.site
             for node in calls
@@ -238,6 +246,21 @@ def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Si
         except Refused as refusal:
             reasons[node.site] = str(refusal)
     return affines, reasons
+
+
+def _met(
+    view: View, calls_of: Mapping[Site, Node], affines: Mapping[Site, Affine]
+) -> dict[Site, Met]:
+    """What each affine meets: what it knows itself or what the one right in front of it gives."""
+    known: dict[Site, Met] = {}
+    for site, affine in affines.items():
+        node = calls_of[site]
+        known[site] = met(node, len(affine.shape))
+        before = view.producer(node.tensor)
+        if before is not None and before.site in known:
+            given = known[before.site].stored_as(affines[before.site])
+            known[site] = known[site].or_smaller(given)
+    return known
 
 
 def _stretches(affine: Affine, shape: Shape) -> bool:

@@ -80,6 +80,16 @@ class Met:
     def magnitude(self) -> Array:
         return np.abs(self.mean) + self.deviation
 
+    def or_smaller(self, other: Met) -> Met:
+        """Of the values in `other` those that are smaller, where it is about the same axes."""
+        if other.mean.shape != self.mean.shape:
+            return self
+        smaller = other.magnitude < self.magnitude
+        return Met(
+            np.where(smaller, other.mean, self.mean),
+            np.where(smaller, other.deviation, self.deviation),
+        )
+
     def stored_as(self, affine: Affine) -> Met:
         """The same of affine(x), where these are of x."""
         deviation = np.where(affine.scale == 0, 0.0, self.deviation)  # which may be infinite

@@ -101,6 +101,19 @@ def test_a_shift_far_beyond_the_tensors_values_stays():
     assert_agree(model, result.model)
 
 
+def test_statistics_that_the_normalization_in_front_contradicts_are_not_relied_on():
+    """The second says of its input that it is large, the first makes it small."""
+    image = keras.Input((8, 8, 3))
+    stream = conv("stem")(image)
+    other = conv("other", kernel=1)(stream)
+    model = keras.Model(image, [bn("second")(bn("first")(stream)), other])
+    randomize(model)
+    model.get_layer("first").gamma.assign(np.full(6, 1e-9))
+    model.get_layer("second").moving_mean.assign(np.full(6, 1000.0))
+    result = keras_bn.fold(model, verify=False)
+    assert_agree(model, result.model)
+
+
 def test_dense_streams_keep_one_addition_for_each_block():
     model = with_positive_scales(densenet(4))
     result = keras_bn.fold(model)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 GRAPHS, QUICK_GRAPHS = 2000, 60
 CONVERTED, QUICK_CONVERTED = 40, 3
 FLOAT32_EVERY = 4
-EXACT = 1e-9  # float64 rounds at 1e-16, and no graph amplifies it as much as that
+EXACT = 1e-9  # float64 rounds at 1e-16, and hardly any graph amplifies it as much as that
+DRAWS = 8
 AFFINE = ("ADD", "SUB", "MUL", "DIV", "NEG")
 
 
@@ -87,9 +88,21 @@ def _float64(seeds: range) -> dict[str, Any]:
         if not _fits_float32(expected):
             continue
         errors.append(_error(expected, _outputs(result.model, inputs)))
-        if not errors[-1] < EXACT:
+        if not errors[-1] < EXACT and not errors[-1] < 10 * _amplified(model, inputs, expected):
             differ.append(seed)
     return {"graphs": len(seeds), **counts, "largest_error": max(errors), "differ": differ}
+
+
+def _amplified(model: keras.Model, inputs: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """What becomes of the last bits of the weights, which folding rounds once more."""
+    import numpy as np
+
+    weights = model.get_weights()
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        model.set_weights([w * (1 + 2.0**-52 * rng.uniform(-1, 1, w.shape)) for w in weights])
+        errors.append(_error(expected, _outputs(model, inputs)))
+    return max(errors)
 
 
 def _float32(seeds: range) -> dict[str, Any]:
