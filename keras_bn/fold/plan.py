@@ -34,11 +34,12 @@ from keras_bn.fold.move import (
 from keras_bn.fold.result import FoldedLayer, KeptLayer
 from keras_bn.fold.sources import (
     Met,
-    affine_of,
+    Source,
     is_affine,
     is_batch_norm,
-    met,
     path_of,
+    source_of,
+    unknown,
     unwrapped,
 )
 from keras_bn.fold.spelled_out import spelled_out
@@ -150,18 +151,19 @@ def plan(
     calls = [node for node in view.nodes if is_affine(node.operation) or _is_end(view, node)]
     _check_keep(keep, calls)
     asked = [node for node in calls if not _names(node).isdisjoint(keep)]
-    affines, reasons = _affines(view, calls)
+    sources, reasons = _sources(view, calls)
     for site, activation in spelled_out(view).items():
         reasons[site] = f"it is part of {activation}, which LiteRT runs as one operation"
-        affines.pop(site, None)
+        sources.pop(site, None)
     for node in asked:
         reasons[node.site] = "asked to be kept"
-        affines.pop(node.site, None)
+        sources.pop(node.site, None)
     calls_of = {node.site: node for node in calls}
+    affines = {site: source.affine for site, source in sources.items()}
     state = State(
         view,
         affines,
-        _met(view, calls_of, affines),
+        _met(view, calls_of, sources),
         frozenset(
             node.site
             for node in calls
@@ -214,9 +216,9 @@ def _check_keep(keep: Collection[str], calls: list[Node]) -> None:
         )
 
 
-def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Site, str]]:
+def _sources(view: View, calls: list[Node]) -> tuple[dict[Site, Source], dict[Site, str]]:
     """What each of `calls` does, and why it has to stay where it has to."""
-    affines: dict[Site, Affine] = {}
+    sources: dict[Site, Source] = {}
     reasons: dict[Site, str] = {}
     for node in calls:
         try:
@@ -230,36 +232,35 @@ def _affines(view: View, calls: list[Node]) -> tuple[dict[Site, Affine], dict[Si
             shape = view.shapes[node.outputs[0]][1:]
             end = affine_end(node.operation, len(shape))
             if end is not None:
-                affines[node.site] = end.affine
+                sources[node.site] = Source(end.affine, unknown(len(shape)))
                 continue
-            affine = affine_of(node, shape)
-            if affine is None:
+            source = source_of(node, shape)
+            if source is None:
                 continue
             require_one_dtype(view, node)
             passes_masks = getattr(node.operation, "supports_masking", False)
             if node.tensor in view.masked and not passes_masks:
                 raise Refused("it ends a mask, which would reach what follows it")
             require_mask_stays(view, node)
-            if _stretches(affine, view.shapes[node.tensor][1:]):
+            if _stretches(source.affine, view.shapes[node.tensor][1:]):
                 raise Refused("it stretches its input")
-            affines[node.site] = affine
+            sources[node.site] = source
         except Refused as refusal:
             reasons[node.site] = str(refusal)
-    return affines, reasons
+    return sources, reasons
 
 
 def _met(
-    view: View, calls_of: Mapping[Site, Node], affines: Mapping[Site, Affine]
+    view: View, calls_of: Mapping[Site, Node], sources: Mapping[Site, Source]
 ) -> dict[Site, Met]:
     """What each affine meets: what it knows itself or what the one right in front of it gives."""
     known: dict[Site, Met] = {}
-    for site, affine in affines.items():
-        node = calls_of[site]
-        known[site] = met(node, len(affine.shape))
-        before = view.producer(node.tensor)
+    for site, source in sources.items():
+        known[site] = source.met
+        before = view.producer(calls_of[site].tensor)
         if before is not None and before.site in known:
-            given = known[before.site].stored_as(affines[before.site])
-            known[site] = known[site].or_smaller(given)
+            given = known[before.site].stored_as(sources[before.site].affine)
+            known[site] = source.met.or_smaller(given)
     return known
 
 

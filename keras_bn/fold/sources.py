@@ -47,28 +47,6 @@ def is_affine(operation: Any) -> bool:
     return is_batch_norm(operation) or type(unwrapped(operation)) in _READERS
 
 
-def affine_of(node: Node, shape: Shape) -> Affine | None:
-    """What the operation called at `node` does to tensors of `shape`, the batch axis left out.
-
-    None where it does something else, as an addition of two tensors does.
-
-    Raises:
-        Refused: it scales or shifts along the batch axis, or not as its shape says.
-        UnsupportedModelError: its statistics are not finite, or a variance is negative.
-    """
-    if type(node.operation) is layers.TimeDistributed:
-        affine = affine_of(_inside(node), shape[1:])
-        return affine and affine.map(_at_every_step)
-    if is_batch_norm(node.operation):
-        return _batch_norm(node.operation, len(shape))
-    affine = _READERS[type(node.operation)](node, len(shape))
-    if affine is not None and isinstance(node.operation, operators.Add):
-        axes = [axis for axis, length in enumerate(affine.shape) if length != 1]
-        if len(axes) == 1:
-            require_added_along(node.operation, axes[0], shape)
-    return affine
-
-
 @dataclass(frozen=True)
 class Met:
     """Mean and deviation of the values that an affine meets, over the axes that it varies along."""
@@ -104,22 +82,43 @@ class Met:
         return self.stored_as(Affine(1 / scale, -undo.shift / scale))
 
 
-def met(node: Node, rank: int) -> Met:
-    """What the affine at `node` meets, on tensors with `rank` axes behind the batch axis.
+@dataclass(frozen=True)
+class Source:
+    """An affine, and what it meets."""
 
-    A batch normalization knows. Of others it is not known, and the values are taken to be large
-    enough for whatever is done to them.
+    affine: Affine
+    met: Met
+
+
+def source_of(node: Node, shape: Shape) -> Source | None:
+    """What the operation called at `node` does to tensors of `shape`, the batch axis left out.
+
+    None where it does something else, as an addition of two tensors does.
+
+    Raises:
+        Refused: it scales or shifts along the batch axis, or not as its shape says.
+        UnsupportedModelError: its statistics are not finite, or a variance is negative.
     """
     if type(node.operation) is layers.TimeDistributed:
-        inside = met(_inside(node), rank - 1)
-        return Met(_at_every_step(inside.mean), _at_every_step(inside.deviation))
-    if not is_batch_norm(node.operation):
-        one = np.ones((1,) * rank)
-        return Met(0 * one, np.inf * one)
-    layer = node.operation
-    mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
-    deviation = np.sqrt(variance + layer.epsilon)
-    return Met(spread(layer, mean, rank), spread(layer, deviation, rank))
+        inside = source_of(_inside(node), shape[1:])
+        return None if inside is None else _at_every_step(inside)
+    if is_batch_norm(node.operation):
+        return _batch_norm(node.operation, len(shape))
+    affine = _READERS[type(node.operation)](node, len(shape))
+    if affine is not None and isinstance(node.operation, operators.Add):
+        axes = [axis for axis, length in enumerate(affine.shape) if length != 1]
+        if len(axes) == 1:
+            require_added_along(node.operation, axes[0], shape)
+    return None if affine is None else Source(affine, unknown(len(shape)))
+
+
+def unknown(rank: int) -> Met:
+    """What is large enough for whatever is done to it, on tensors of `rank` axes and the batch's.
+
+    Only a batch normalization knows what it meets.
+    """
+    one = np.ones((1,) * rank)
+    return Met(0 * one, np.inf * one)
 
 
 def _inside(node: Node) -> Node:
@@ -127,8 +126,9 @@ def _inside(node: Node) -> Node:
     return replace(node, operation=node.operation.layer)
 
 
-def _at_every_step(array: Array) -> Array:
-    return array[None]
+def _at_every_step(inside: Source) -> Source:
+    met = Met(inside.met.mean[None], inside.met.deviation[None])
+    return Source(inside.affine.map(lambda array: array[None]), met)
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -195,16 +195,17 @@ def spread(layer: Any, vector: Array, rank: int) -> Array:
     return vector.reshape([next(lengths) if axis in axes else 1 for axis in range(1, rank + 1)])
 
 
-def _batch_norm(layer: Any, rank: int) -> Affine:
+def _batch_norm(layer: Any, rank: int) -> Source:
     weights = read_batch_norm(layer)
+    mean, variance = weights["moving_mean"], weights["moving_variance"]
     scale, shift = batch_norm_affine(
-        weights["gamma"],
-        weights["beta"],
-        weights["moving_mean"],
-        weights["moving_variance"],
-        layer.epsilon,
+        weights["gamma"], weights["beta"], mean, variance, layer.epsilon
     )
-    return Affine(spread(layer, scale, rank), spread(layer, shift, rank))
+    scale, shift, mean, deviation = (
+        spread(layer, vector, rank)
+        for vector in (scale, shift, mean, np.sqrt(variance + layer.epsilon))
+    )
+    return Source(Affine(scale, shift), Met(mean, deviation))
 
 
 def _rescaling(node: Node, rank: int) -> Affine:
